@@ -1,0 +1,58 @@
+# Needs git, make and Python 3.11 or 3.12 with its venv module; everything else is installed into .venv, once.
+#   make demo       train and evaluate on synthetic studies, into runs/demo
+#   make test       everything that must hold before a change is kept
+#   make notebooks  execute all notebooks in place, clean, export
+#   make docs       the site, into _docs
+#   make readme     README.md from nbs/index.ipynb
+#   make clean      remove what can be made again (not .venv, not runs)
+# Another interpreter: make test PYTHON=/path/to/python3.12
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test docs notebooks readme clean
+
+usable = $(1) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do if $(call usable,$$p); then echo $$p; break; fi; done)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# No tokenizer, weights or data set is ever fetched: say so to the libraries that could.
+export HF_HUB_OFFLINE := 1
+export PYTHONUNBUFFERED := 1
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+.venv/.done: constraints.txt settings.ini setup.py
+	@[ -n "$(PYTHON)" ] || { echo 'no usable Python: install Python 3.11 or 3.12 with its venv module, or name one: make PYTHON=/path/to/python3.12' >&2; exit 2; }
+	@[ -x .venv/bin/python ] || { echo "setting up .venv with $$($(PYTHON) --version) (once: some minutes, 7 GB)"; $(PYTHON) -m venv .venv; }
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/.done
+	@chexmix demo
+
+# One folder of runs for notebooks and tests: the notebooks train the tiny run that the tests then look at.
+test: .venv/.done
+	@python tests/frame.py
+	@runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export CHEXMIX_RUNS="$$runs"; \
+	echo 'notebooks, in order, preset tiny'; nbdev_test --n_workers 1 --do_print --timing | sed "s|$(CURDIR)/||"; \
+	python -m pytest -q --durations=10 tests
+
+notebooks: .venv/.done
+	@runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export CHEXMIX_RUNS="$$runs"; \
+	nbdev_export; \
+	for nb in $$(ls nbs/*.ipynb | LC_ALL=C sort); do \
+	  SECONDS=0; jupyter nbconvert --log-level=WARN --to notebook --execute --inplace --ExecutePreprocessor.timeout=1800 "$$nb"; echo "$$nb: $$SECONDS s"; done; \
+	nbdev_clean; nbdev_export; python docs/notebooks.py README.md
+
+docs: .venv/.done
+	@python docs/notebooks.py docs/_source
+	@sphinx-build -q $(SPHINXOPTS) -c docs docs/_source _docs
+	@echo 'open _docs/index.html'
+
+readme: .venv/.done
+	@python docs/notebooks.py README.md
+
+clean:
+	rm -rf _docs docs/_source build dist *.egg-info .pytest_cache nbs/.ipynb_checkpoints
+	find chexmix tests docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,40 @@
+"The site: notebooks as committed (nothing is executed) and one API page a module. Read after `docs/notebooks.py` wrote `docs/_source`."
+from configparser import ConfigParser
+from pathlib import Path
+
+from fastcore.docments import docments
+
+ini = ConfigParser(delimiters=['='])
+ini.read(Path(__file__).parents[1]/'settings.ini', encoding='utf-8')
+project, author, release = (ini['DEFAULT'][k] for k in ('lib_name', 'author', 'version'))
+copyright = ini['DEFAULT']['copyright']
+
+extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.viewcode']
+nb_execution_mode = 'off'
+nb_merge_streams = True
+myst_enable_extensions = ['dollarmath', 'amsmath']
+myst_heading_anchors = 3
+html_theme = 'furo'
+html_title = f'{project} {release}'
+html_show_sourcelink = html_copy_source = False
+default_role = 'literal'  # docstrings mark names with single backticks, as the notebooks do
+autodoc_member_order = 'bysource'
+autodoc_typehints = 'description'
+autodoc_inherit_docstrings = False
+python_maximum_signature_line_length = 100
+suppress_warnings = ['mystnb.unknown_mime_type']
+
+
+def describe_parameters(app, what, name, obj, options, lines):
+    "Append what the comments beside parameters and fields say: autodoc reads docstrings alone."
+    if what not in ('class', 'function', 'method'): return
+    try: said = docments(obj, full=True)
+    except (TypeError, ValueError, AttributeError, SyntaxError, OSError): return  # built by a decorator or in C: no source to read comments from
+    found = [(k, v.docment) for k, v in said.items() if v.get('docment') and k != 'self']
+    if found and lines and lines[-1]: lines.append('')
+    for key, text in found:
+        text = ' '.join(str(text).split())
+        lines.append(f':returns: {text}' if key == 'return' else f':param {key}: {text}')
+
+
+def setup(app): app.connect('autodoc-process-docstring', describe_parameters)

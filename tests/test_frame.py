@@ -1,0 +1,90 @@
+"The frame: exports in step, clean notebooks, parameters that papermill can change, a wheel that needs no notebook."
+import ast, subprocess, sys, zipfile
+from configparser import ConfigParser
+from email import message_from_bytes
+
+import frame, nbformat, pytest
+from conftest import papermill, root
+from notebooks import readme
+
+RUN = ('03_tokenizer', '05_pretrain', '06_classify', '07_inpaint', '08_report', '09_retrieve', '10_baselines', '11_results', '13_benchmarks')
+run_notebooks = [p for p in frame.notebooks() if p.stem in RUN]
+
+
+def test_modules_are_what_the_notebooks_export(): assert frame.drifted() == []
+
+
+def test_notebooks_are_clean(): assert frame.unclean() == []
+
+
+def test_readme_is_the_index(): assert (root/'README.md').read_text(encoding='utf-8') == readme()
+
+
+def test_drift_is_noticed(tmp_path, monkeypatch):
+    "A changed module, a module nobody exports and a notebook with an execution count are named."
+    for folder in ('nbs', 'chexmix'): (tmp_path/folder).mkdir()
+    for name in ('settings.ini', 'pyproject.toml', 'nbs/00_core.ipynb', 'chexmix/__init__.py', 'chexmix/core.py'): (tmp_path/name).write_bytes((root/name).read_bytes())
+    monkeypatch.setattr(frame, 'root', tmp_path)
+    monkeypatch.setattr(frame.notebooks, '__defaults__', (tmp_path/'nbs',))
+    assert frame.drifted() == ['_modidx.py'] and frame.unclean() == []
+    (tmp_path/'chexmix'/'core.py').write_text('x = 1\n')
+    (tmp_path/'chexmix'/'stray.py').write_text('x = 1\n')
+    nb = nbformat.read(tmp_path/'nbs'/'00_core.ipynb', 4)
+    next(c for c in nb.cells if c.cell_type == 'code').execution_count = 7
+    nbformat.write(nb, tmp_path/'nbs'/'00_core.ipynb')
+    assert frame.drifted() == ['_modidx.py', 'core.py', 'stray.py'] and frame.unclean() == ['00_core.ipynb']
+
+
+@pytest.mark.parametrize('path', frame.notebooks(), ids=lambda p: p.stem)
+def test_notebook_is_small_and_shows_no_error(path):
+    assert path.stat().st_size <= 1_000_000, 'committed outputs must stay small'
+    text = path.read_text(encoding='utf-8')
+    assert str(root) not in text, 'an output shows a path of this machine'
+    for cell in nbformat.reads(text, 4).cells:
+        assert not [o for o in cell.get('outputs', []) if o.output_type == 'error'], cell.source
+
+
+@pytest.mark.parametrize('path', run_notebooks, ids=lambda p: p.stem)
+def test_run_notebook_has_one_cell_of_literal_parameters(path):
+    tagged = [c for c in nbformat.read(path, 4).cells if 'parameters' in c.metadata.get('tags', [])]
+    assert len(tagged) == 1 and tagged[0].cell_type == 'code'
+    names = []
+    for line in ast.parse(tagged[0].source).body:
+        assert isinstance(line, ast.Assign), f'not an assignment: {ast.unparse(line)}'
+        ast.literal_eval(line.value)
+        names += [t.id for t in line.targets]
+    assert 'run' in names
+    comments = [line for line in tagged[0].source.splitlines() if line.strip() and not line.lstrip().startswith('#') and '#' not in line]
+    assert not comments, f'parameters without a comment: {comments}'
+
+
+def test_no_other_notebook_has_parameters():
+    "A notebook that takes parameters is a run, and belongs into `RUN`."
+    tagged = {p.stem for p in frame.notebooks() for c in nbformat.read(p, 4).cells if 'parameters' in c.metadata.get('tags', [])}
+    assert tagged <= set(RUN)
+
+
+def test_wheel_holds_the_package_and_reads_settings(tmp_path):
+    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--disable-pip-version-check', '--no-deps', '--no-build-isolation', '-w', tmp_path, root],
+                   check=True, capture_output=True, text=True)
+    wheel = zipfile.ZipFile(next(tmp_path.glob('*.whl')))
+    names = set(wheel.namelist())
+    assert {f'chexmix/{p.name}' for p in (root/'chexmix').glob('*.py')} <= names
+    assert not [n for n in names if n.endswith('.ipynb') or n.startswith(('nbs', 'tests', 'docs'))]
+    read = lambda name: wheel.read(next(n for n in names if n.endswith(f'.dist-info/{name}')))
+    ini = ConfigParser(delimiters=['='])
+    ini.read(root/'settings.ini', encoding='utf-8')
+    cfg, metadata = ini['DEFAULT'], message_from_bytes(read('METADATA'))
+    assert (metadata['Name'], metadata['Version'], metadata['Summary']) == (cfg['lib_name'], cfg['version'], cfg['description'])
+    assert len([r for r in metadata.get_all('Requires-Dist') if 'extra' not in r]) == len(cfg['requirements'].split())
+    assert cfg['console_scripts'].replace('=', ' = ') in read('entry_points.txt').decode()
+
+
+def test_constraints_name_every_requirement():
+    "What settings.ini asks for has an exact version that is known to work."
+    ini = ConfigParser(delimiters=['='])
+    ini.read(root/'settings.ini', encoding='utf-8')
+    plain = lambda name: name.lower().replace('_', '-')
+    pinned = {plain(line.split('==')[0]) for line in (root/'constraints.txt').read_text().splitlines() if '==' in line}
+    asked = {plain(r.replace('<', '>').replace('=', '>').split('>')[0]) for key in ('requirements', 'dev_requirements') for r in ini['DEFAULT'][key].split()}
+    assert asked <= pinned
