@@ -15,6 +15,7 @@ nb_merge_streams = True
 myst_enable_extensions = ['dollarmath', 'amsmath']
 myst_heading_anchors = 3
 html_theme = 'furo'
+html_static_path, html_css_files = ['static'], ['site.css']
 html_title = f'{project} {release}'
 html_show_sourcelink = html_copy_source = False
 default_role = 'literal'  # docstrings mark names with single backticks, as the notebooks do
