@@ -25,7 +25,8 @@ help:
 .venv/.done: constraints.txt settings.ini setup.py
 	@[ -n "$(PYTHON)" ] || { echo 'no usable Python: install Python 3.11 or 3.12 with its venv module, or name one: make PYTHON=/path/to/python3.12' >&2; exit 2; }
 	@[ -x .venv/bin/python ] || { echo "setting up .venv with $$($(PYTHON) --version) (once: some minutes, 7 GB)"; $(PYTHON) -m venv .venv; }
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]'
+	@.venv/bin/python -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]' >.venv/install.log 2>&1 \
+	  || { grep -v '^WARNING' .venv/install.log | tail -20 >&2; echo 'set-up failed, see .venv/install.log' >&2; exit 1; }
 	@touch $@
 
 demo: .venv/.done
@@ -48,6 +49,7 @@ notebooks: .venv/.done
 docs: .venv/.done
 	@python docs/notebooks.py docs/_source
 	@sphinx-build -q $(SPHINXOPTS) -c docs docs/_source _docs
+	@rm -rf jupyter_execute  # pictures that are in _docs by now
 	@echo 'open _docs/index.html'
 
 readme: .venv/.done

@@ -1,11 +1,13 @@
 "The frame: exports in step, clean notebooks, parameters that papermill can change, a wheel that needs no notebook."
-import ast, subprocess, sys, zipfile
+import ast, shutil, subprocess, sys, zipfile
 from configparser import ConfigParser
 from email import message_from_bytes
 
-import frame, nbformat, pytest
+import frame, nbformat, pandas as pd, pytest
 from conftest import papermill, root
 from notebooks import readme
+
+from chexmix.core import read_json
 
 RUN = ('03_tokenizer', '05_pretrain', '06_classify', '07_inpaint', '08_report', '09_retrieve', '10_baselines', '11_results', '13_benchmarks')
 run_notebooks = [p for p in frame.notebooks() if p.stem in RUN]
@@ -62,6 +64,23 @@ def test_no_other_notebook_has_parameters():
     "A notebook that takes parameters is a run, and belongs into `RUN`."
     tagged = {p.stem for p in frame.notebooks() for c in nbformat.read(p, 4).cells if 'parameters' in c.metadata.get('tags', [])}
     assert tagged <= set(RUN)
+
+
+def test_papermill_changes_what_runs_before_and_after_cleaning(tiny_run, tmp_path):
+    "`-p stage 2 -p steps N` trains N steps of stage 2, from a notebook as an editor leaves it and from the same one cleaned."
+    run = shutil.copytree(tiny_run, tmp_path/'run')
+    with frame.fresh_copy() as copy:
+        path = copy/'nbs'/'05_pretrain.ipynb'
+        nb = nbformat.read(path, 4)
+        for i, cell in enumerate(c for c in nb.cells if c.cell_type == 'code'): cell.execution_count, cell.metadata['collapsed'] = i, False
+        nbformat.write(nb, path)
+        for name, steps in (('dirty', 3), ('clean', 5)):
+            if name == 'clean': frame.call('nbdev_clean', copy)
+            papermill(path, tmp_path/f'{name}.ipynb', preset='tiny', run=run, stage=2, steps=steps, name=name)
+            trained = read_json(run/name/'settings.json')
+            assert (trained['stage'], trained['steps']) == (2, steps)
+            assert pd.read_csv(run/'logs'/f'{name}.csv').step.max() == steps
+        assert 'collapsed' not in path.read_text(encoding='utf-8')
 
 
 def test_wheel_holds_the_package_and_reads_settings(tmp_path):
