@@ -166,7 +166,7 @@ def fit(
     if (g.cols, g.rows) != picture.size: picture = picture.resize((g.cols, g.rows), Image.Resampling.LANCZOS)
     return np.array(picture.crop((-g.left, -g.top, size - g.left, size - g.top)))  # outside the picture Pillow gives black
 
-# %% ../nbs/01_data.ipynb #12e59d33
+# %% ../nbs/01_data.ipynb #eeb0e2e5
 def fit_official(
     pixels: np.ndarray,  # (H,W) or (H,W,3)
     is_jpeg: bool,       # a JPEG keeps its values; all else is clipped and stretched, as a PNG
@@ -175,7 +175,7 @@ def fit_official(
     "The preprocessing of the released weights, up to the scale (they want ×2−1)."
     if not is_jpeg:
         low, high = np.percentile(pixels, [1, 99])
-        pixels = (np.clip(pixels, low, high) - low) / max(high - low, 1e-12) * 255
+        pixels = (np.clip(pixels, low, high) - low) / (high - low + 1e-8) * 255  # the small number decides the rounding: without it 3% of a real image's tokens differ
     picture = Image.fromarray(pixels.astype(np.uint8)).convert('L')
     return fit(picture, size, 'official').astype(np.float32) / 255
 
@@ -201,8 +201,8 @@ def check_array(
     if pixels.dtype.kind not in 'buif' or not np.isfinite(pixels).all(): raise UserError(f'array of {pixels.dtype} holds something else than finite numbers: clean it first')
     return pixels
 
-# %% ../nbs/01_data.ipynb #641886db
-_HEADER = re.compile(r'(?im)(?:^|(?<=[.:\n]))\s*(findings?|impressions?|conclusions?|indication|reason for exam(?:ination)?|history|clinical history|clinical information|comparisons?|techniques?|'
+# %% ../nbs/01_data.ipynb #78f3855f
+_HEADER = re.compile(r'(?im)(?:^|(?<=[.:?!\n]))\s*(findings?|impressions?|conclusions?|indication|reason for exam(?:ination)?|history|clinical history|clinical information|comparisons?|techniques?|'
                      r'exam(?:ination)?|procedure|recommendations?|notification|final report|wet read)\s*:\s*')
 _SAME_SECTION = {'finding': 'findings', 'impressions': 'impression', 'conclusion': 'impression', 'conclusions': 'impression'}
 
@@ -228,29 +228,36 @@ def report_text(
     kept = {name: row.get(f'{name}_text') for name in ('findings', 'impression') if sections in (name, 'both')}
     return ' '.join(f'{name.upper()}: {text.strip()}' for name, text in kept.items() if isinstance(text, str) and text.strip())
 
-# %% ../nbs/01_data.ipynb #d8217e04
+# %% ../nbs/01_data.ipynb #56d902e9
 LEXICON = {
-    'Enlarged Cardiomediastinum': r'(wid|enlarg|promin)\w*[^,.;]{0,25}mediastin\w+|mediastin\w+[^,.;]{0,40}\b(wid(e|en)|enlarg|promin)\w*|mediastinal (mass|shift)',
-    'Cardiomegaly': r'cardiomegaly|\b(heart|cardiac|cardiac silhouette|cardiopericardial)\b[^,.;]{0,40}\b(enlarge\w*|large|increased|prominent|dilated)\b|(enlarge\w*|prominen\w+|large|dilated|increased)( in)?( size)?( of)?( the)?( left| right)? (heart|cardiac|cardiopericardial)|cardiac enlargement',
-    'Lung Lesion': r'(?<!lytic )(?<!bone )(?<!osseous )\b(nodul\w+|mass(es)?|lung lesions?|pulmonary lesions?|tumou?rs?|neoplas\w+|carcinoma|malignan\w+|metasta\w+|cavit(ary|ation)\w*|coin lesion)',
-    'Lung Opacity': r'opaci\w+|infiltrat\w*|air ?-?space dis\w+|(increased|prominent|coarse\w*) (interstitial|lung|pulmonary|bronchovascular) (markings|density|densities)|interstitial (disease|thickening|prominence|lung disease|process)',
-    'Edema': r'\b(o?edema(tous)?|(heart|cardiac|chf|ventricular) failure|chf|(vascular|pulmonary|venous|interstitial) congestion|congestive|cephali[sz]ation|kerley|fluid overload|vascular (engorgement|redistribution))',
+    'Enlarged Cardiomediastinum': r'\b(wid|enlarg|promin)\w*[^,.;]{0,25}mediastin\w+|mediastin\w+[^,.;]{0,40}\b(wid(e|en)|enlarg|promin)\w*|mediastinal (mass|shift)',
+    'Cardiomegaly': (r'cardiomegaly|\b(heart|cardiac|cardiopericardial)\b[^,.;]{0,40}\b(enlarge\w*|large|increased|prominent|dilated|borderline)\b|'
+                     r'\b(enlarge\w*|prominen\w+|large|dilated|increased|increase|borderline)( in)?( size)?( of)?( the)?( left| right)? (heart|cardiac|cardiopericardial)'),
+    'Lung Lesion': r'(?<!lytic )(?<!bone )(?<!osseous )\b(\w*nodul\w+|mass(es)?|(lung|pulmonary) lesions?|tumou?rs?|neoplas\w+|carcinoma|malignan\w+|metasta\w+|cavit(ary|ation)\w*)',
+    'Lung Opacity': (r'opaci\w+|infiltrat\w*|air ?-?space dis\w+|(increased|prominent|coarse\w*) (interstitial|lung|pulmonary|bronchovascular) (markings|densit\w+)|'
+                     r'interstitial (disease|thickening|prominence|lung disease|process)'),
+    'Edema': (r'\b(o?edema(tous)?|(heart|cardiac|ventricular) failure|chf|congesti(on|ve)|cephali[sz]ation|kerley|fluid overload|pulmonary venous hypertension)\b|'
+              r'(engorge\w*|redistribution|increased|prominen\w+)( \w+){0,3} vascula\w+|vascula\w+ ((is|are|was|were) )?(\w+ )?(engorge\w*|redistribution|prominen\w+)'),
     'Consolidation': r'consolidat\w+',
-    'Pneumonia': r'(?<!granulomatous )\b(pneumonia\w*|pneumonitis|infectio(n|us)( process)?|covid|pneumocystis|legionella|klebsiella|streptococc\w+|ards with infection)\b',
-    'Atelectasis': r'atelecta\w+|(lung|lobe|lobar|segmental|pulmonary) collapse|collapsed (lung|lobe)',
-    'Pneumothorax': r'pneumothora\w+',
+    'Pneumonia': r'(?<!granulomatous )\b(\w*pneumonia\w*|pneumonitis|infecti(on|ous)|covid|pneumocystis|legionella|klebsiella|streptococc\w+)\b',
+    'Atelectasis': r'atelecta\w+|(lung|lobe|lobar|segmental|pulmonary) collapse|collapsed (lung|lobe)|collapse of[^,.;]{0,30} (lung|lobe)',
+    'Pneumothorax': r'pneumothora\w+|pleural air',
     'Pleural Effusion': r'(?<!pericardial )\b(effusions?|pleural fluid|hydro(pneumo)?thorax|hemothorax)\b',
-    'Pleural Other': r'pleural( and parenchymal| based)? ?-?(thicken\w+|scar\w*|plaques?|calcifi\w+|fibrosis|lesions?)|pleuroparenchymal|fibrothorax|thicken\w+ of the pleura|apical cap',
+    'Pleural Other': r'pleural( and parenchymal| based)? ?-?(thicken\w+|scar\w*|plaques?|calcifi\w+|fibrosis|lesions?|capping)|pleuroparenchymal|fibrothorax|fissural thickening|thicken\w+ of the pleura|apical cap',
     'Fracture': r'fractur\w+',
-    'Support Devices': r'\b(support devices?|catheters?|picc|port-?a-?cath|mediport|port|pacemakers?|pacer|icd|defibrillator|(endo)?tracheal tube|ett|tracheostomy|nasogastric|ng tube|(feeding|enteric|chest|gastric|thoracostomy|drainage|\w*stomy) tube|tubes?|(central|venous|subclavian|jugular|picc) lines?|sternotomy|sternal wires?|clips?|stents?|valve replacement|prosthe\w+|hardware|stimulator|electrodes?|leads|swan|drains?|cabg|sutures?|staples?|screws?|rods?)\b'}
+    'Support Devices': (r'\b(devices?|catheters?|picc|port-?a-?cath\w*|mediport|port|pacemakers?|pacer|a?icd|defibrillator|ett|tracheostomy|swan|tub(es?|ing)|(central|venous|subclavian|jugular|picc) lines?|drains?|'
+                        r'wires?|clips?|stents?|valve replacement|prosthe\w+|hardware|stimulator|generator|electrodes?|leads|shunt|filter|screws?|rods?|fixation)\b|\btip\b[^.;]{0,30}(svc|caval|atri\w+|carina|stomach)')}
 
-# %% ../nbs/01_data.ipynb #afa996bd
+# %% ../nbs/01_data.ipynb #751c86e0
 CUES = {
-    'none': r'\bno (significant |interval |definite |appreciable |substantial )*(change|increase|decrease|progression)\w*( in| of)?|\bnot (significantly |substantially )?(changed|increased|decreased)|without (significant |interval )*change|no longer intubated',
-    'clause': r';|\b(but|however|although|though|except|apart from|aside from|other than|otherwise|superimposed on|secondary to)\b|, (?=(stable|unchanged|there|mild|moderate|with|a|an|the)\b)',
+    'none': r'\bno (significant |interval |definite |appreciable |substantial )*(change|increase|decrease|progression)\w*( in| of)?|\bnot (significantly |substantially )?(changed|increased|decreased)|without (significant |interval )*change',
+    'clause': r'[;(]|\b(but|however|although|though|except|apart from|aside from|other than|otherwise|superimposed on|secondary to)\b|, (?=(stable|unchanged|there|mild|moderate|with|a|an|the)\b)',
+    'advice': r'recommend|(further|limited|would|to|for) (better )?evaluat|evaluat\w+ (for|of)|helpful|obscure|correlat\w+ (for|with)|if (there is |clinical |further )*concern|previously described|history of',
+    'unseen': r'may not be (seen|demonstrated|visible|apparent)',
     'doubt_first': r"\b(can ?not|can't|could not|not|difficult to|hard to)( \w+){0,2} (exclude|excluded|rule out|ruled out)|(versus|vs)\b|\b(may|might|could) (be|represent|reflect|indicate)",
-    'before': r'\b(no|not|non|without|free of|clear of|negative for|negative|absence of|absent|den(y|ies)|never|neither|nor|resol(ved|ution of)|rather than|exclud(e|ed|es)|removal of|removed|interval removal|rule out)\b',
-    'after': r"\b(is|are|was|were|has|have|been|had)? ?(not (seen|identified|present|visuali[sz]ed|evident|demonstrated|appreciated|noted|detected|definitely seen)|no longer (seen|present|visuali[sz]ed)|absent|resolved|removed|excluded|ruled out|cleared)\b",
+    'before': r'\b(no|not|non|without|free of|clear of|negative|absence of|absent|den(y|ies)|never|neither|nor|resol(ved|ution of)|rather than|exclud(e|ed|es)|removal of|removed|rule out)\b',
+    'after': (r'\b(not (seen|identified|present|visuali[sz]ed|evident|demonstrated|appreciated|noted|detected)|no longer (seen|present|visuali[sz]ed)|absent|resolved|removed|excluded|ruled out|cleared)\b|'
+              r'^ ?(is |are |appears? )(to be )?(normal|within)'),
     'doubt': r'\b(possib\w+|may|might|could|suspici\w+|suspect\w*|question\w*|concern\w*|probabl\w+|likely|perhaps|presum\w+|suggest\w*|equivocal|differential|versus|vs|or (developing|early)|borderline|if)\b'}
 
 NORMAL = {
@@ -264,14 +271,15 @@ NORMAL = {
 _LEXICON, _CUES = ({name: re.compile(pattern, re.I) for name, pattern in table.items()} for table in (LEXICON, CUES))
 _NORMAL = [(re.compile(pattern, re.I), names) for pattern, names in NORMAL.items()]
 
-# %% ../nbs/01_data.ipynb #9204b696
+# %% ../nbs/01_data.ipynb #db947eba
 def mention_value(
     clause: str,           # part of a sentence
     start: int, end: int,  # where a mention stands in it
-) -> float:  # 1 affirmed, 0 denied, -1 doubted
+) -> float:  # 1 affirmed, 0 denied, -1 doubted, NaN nothing: it is advice, or a word about the method
     "What a clause says about one mention in it."
+    if _CUES['advice'].search(clause, 0, start) or _CUES['unseen'].search(clause, end): return np.nan
     if _CUES['doubt_first'].search(clause): return -1.
-    if _CUES['before'].search(clause, 0, end) or _CUES['after'].search(clause, start): return 0.
+    if _CUES['before'].search(clause, 0, end) or _CUES['after'].search(clause[end:]): return 0.
     return -1. if _CUES['doubt'].search(clause) else 1.
 
 # %% ../nbs/01_data.ipynb #e3e6fa79
@@ -308,9 +316,9 @@ def labels_to_text(
     lines = [', '.join(of(1))] + [f'possible {name}' for name in of(-1)]
     return ' '.join(f'{line[0].upper()}{line[1:]}.' for line in lines if line)
 
-# %% ../nbs/01_data.ipynb #cdacbb84
-_COLUMNS = {'path': ('path', 'image_path', 'image', 'filename', 'file_name', 'file'), 'text': ('text', 'report', 'note', 'notes', 'caption', 'report_text', 'full_text'),
-            'findings_text': ('findings_text', 'findings'), 'impression_text': ('impression_text', 'impression'),
+# %% ../nbs/01_data.ipynb #ea53e060
+_COLUMNS = {'path': ('path', 'image_path', 'image', 'filename', 'file_name', 'file', 'image_index'), 'text': ('text', 'report', 'note', 'notes', 'caption', 'report_text', 'full_text'),
+            'findings_text': ('findings_text', 'findings', 'finding_labels'), 'impression_text': ('impression_text', 'impression'),
             'study_id': ('study_id', 'study'), 'patient_id': ('patient_id', 'patient', 'subject_id'), 'view': ('view', 'viewposition', 'view_position'), 'split': ('split',), 'source': ('source',)}
 
 def open_table(
@@ -322,6 +330,7 @@ def open_table(
         raise UserError(f'cannot read the table {path}: {getattr(e, "strerror", None) or " ".join(str(e).split())}; give a CSV file in UTF-8 with a header') from e
     if not len(table): raise UserError(f'the table {path} has no rows: give one image a row')
     table.columns = [re.sub(r'\W+', '_', name.strip().lower()) for name in table.columns]
+    if table.columns.duplicated().any() or not isinstance(table.index, pd.RangeIndex): raise UserError(f'{path} has a column twice, or rows longer than its header: mend its first line')
     names = {next((n for n in names if n in table.columns), None): ours for ours, names in _COLUMNS.items()}
     table = table.rename(columns=names).apply(lambda column: column.str.strip())
     if 'path' not in table: raise UserError(f'{path} has no column `path`, only {", ".join(table.columns[:12])}: name the column that holds the image files `path`')
