@@ -220,7 +220,7 @@ def open_run(
     stored = read_json(folder/'settings.json')
     return folder, settings(stored.pop('preset'), **stored)
 
-# %% ../nbs/00_core.ipynb #0160ff65
+# %% ../nbs/00_core.ipynb #7b69acd6
 def progress(
     items=None,        # what to walk through
     what: str = '',    # a few words
@@ -229,7 +229,7 @@ def progress(
 ) -> tqdm:
     "`items` with a line of progress and time left, on standard output."
     live = sys.stdout.isatty()
-    return tqdm(items, desc=what, total=total, initial=initial, file=sys.stdout, mininterval=.2 if live else 5, maxinterval=10,
+    return tqdm(items, desc=what, total=total, initial=initial, file=sys.stdout, mininterval=.2 if live else 10, maxinterval=10,
                 ascii=True, ncols=100, disable=os.environ.get('CHEXMIX_QUIET') == '1',
                 bar_format='{desc}: {n_fmt}/{total_fmt} {elapsed}, {remaining} left{postfix}' if not live else None)
 

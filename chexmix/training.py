@@ -6,8 +6,13 @@
 __all__ = ['batch_indices', 'StepLoader', 'learning_rate', 'StepState', 'StopNonFinite', 'Checkpoint', 'Log', 'decay_groups',
            'resume', 'fit']
 
-# %% ../nbs/00a_training.ipynb #4adba9c2
+# %% ../nbs/00a_training.ipynb #85c6d072
+import warnings
+warnings.filterwarnings('ignore', '.*torch.jit.script. is deprecated', FutureWarning)  # fastai's own decorator, at import
+
+# %% ../nbs/00a_training.ipynb #afb30faa
 import math, time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -33,9 +38,9 @@ def batch_indices(
     start = step * batch - passes[0] * n
     return order[start:start + batch]
 
-# %% ../nbs/00a_training.ipynb #283f3fda
+# %% ../nbs/00a_training.ipynb #c3514d41
 class StepLoader:
-    "What fastai takes for a data loader: `batch_at(step)` for each step from `start` to `stop`."
+    "What fastai takes for a data loader: `batch_at(step)` for each step from `start` to `stop`, the next one read meanwhile."
     def __init__(
         self,
         batch_at,    # step → (inputs…, target)
@@ -43,7 +48,13 @@ class StepLoader:
         stop: int,   # one past the last
     ): self.batch_at, self.start, self.stop = batch_at, start, stop
     def __len__(self): return self.stop - self.start
-    def __iter__(self): return map(self.batch_at, range(self.start, self.stop))
+    def __iter__(self):
+        with ThreadPoolExecutor(1) as ahead:
+            batch = ahead.submit(self.batch_at, self.start)
+            for step in range(self.start, self.stop):
+                ready = batch.result()
+                if step + 1 < self.stop: batch = ahead.submit(self.batch_at, step + 1)
+                yield ready
 
 # %% ../nbs/00a_training.ipynb #68643aae
 def learning_rate(
@@ -103,7 +114,7 @@ class Checkpoint(Callback):
         with atomic(self.path) as path: torch.save(state, path)
         self.saved = time.monotonic()
 
-# %% ../nbs/00a_training.ipynb #40add28a
+# %% ../nbs/00a_training.ipynb #c6127f68
 class Log(Callback):
     "Keep a row of losses every `every` steps, validate then too, and show progress with time left."
     order = 50
@@ -131,7 +142,7 @@ class Log(Callback):
             with torch.no_grad(): row |= {f'valid_{k}': float(v) for k, v in self.validate(self.model).items()}
             self.model.train()
         self.learn.log.append(row)
-        self.bar.set_postfix_str(f'loss {row["loss"]:.3f}')
+        self.bar.set_postfix_str(f'loss {row["loss"]:.3f}', refresh=False)
 
     def after_fit(self): self.bar.close()
 
