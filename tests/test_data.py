@@ -14,7 +14,7 @@ from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian,
 
 from chexmix.core import UserError
 from chexmix.data import (FINDINGS, MANIFEST_COLUMNS, check_split, geometry, label_report, labels_to_text, read_radiograph, read_table, report_sections,
-                          report_text, resolve_uncertain, scan, split_by_patient)
+                          report_text, resolve_uncertain, scan, split_by_patient, with_parents)
 
 SHARED = Path(__file__).parents[2]/'shared'
 needs = lambda path: pytest.mark.skipif(not (SHARED/path).exists(), reason=f'real data not here: shared/{path}')
@@ -336,7 +336,7 @@ def test_labels_of_sentences(text, expected):
 def test_labels_and_text_are_inverse():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        labels = dict(zip(FINDINGS[1:], rng.choice([0, 1, -1], 13, p=[.7, .2, .1])))
+        labels = with_parents(dict(zip(FINDINGS, [0, *rng.choice([0, 1, -1], 13, p=[.7, .2, .1])])))
         back = label_report(labels_to_text(labels))
         assert {k for k, v in back.items() if v == 1} == {k for k, v in labels.items() if v == 1}
         assert {k for k, v in back.items() if v == -1} == {k for k, v in labels.items() if v == -1}
