@@ -1,4 +1,5 @@
 "The site: notebooks as committed (nothing is executed) and one API page a module. Read after `docs/notebooks.py` wrote `docs/_source`."
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -26,15 +27,23 @@ python_maximum_signature_line_length = 100
 suppress_warnings = ['mystnb.unknown_mime_type']
 
 
+def plain(
+    text: str,  # as written in a docstring or a comment
+) -> str:
+    "Text whose only markup is the backtick."
+    return '`'.join(re.sub(r'([|*_\\])', r'\\\1', part) if i % 2 == 0 else part for i, part in enumerate(text.split('`')))
+
+
 def describe_parameters(app, what, name, obj, options, lines):
     "Append what the comments beside parameters and fields say: autodoc reads docstrings alone."
+    lines[:] = [plain(line) for line in lines]
     if what not in ('class', 'function', 'method'): return
     try: said = docments(obj, full=True)
     except (TypeError, ValueError, AttributeError, SyntaxError, OSError): return  # built by a decorator or in C: no source to read comments from
     found = [(k, v.docment) for k, v in said.items() if v.get('docment') and k != 'self']
     if found and lines and lines[-1]: lines.append('')
     for key, text in found:
-        text = ' '.join(str(text).split())
+        text = plain(' '.join(str(text).split()))
         lines.append(f':returns: {text}' if key == 'return' else f':param {key}: {text}')
 
 
