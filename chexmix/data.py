@@ -213,7 +213,7 @@ def check_array(
     if pixels.dtype.kind not in 'buif' or not np.isfinite(pixels).all(): raise UserError(f'array of {pixels.dtype} holds something else than finite numbers: clean it first')
     return pixels
 
-# %% ../nbs/01_data.ipynb #78f3855f
+# %% ../nbs/01_data.ipynb #68e3a3c9
 _HEADER = re.compile(r'(?im)(?:^|(?<=[.:?!\n]))\s*(findings?|impressions?|conclusions?|indication|reason for exam(?:ination)?|history|clinical history|clinical information|comparisons?|techniques?|'
                      r'exam(?:ination)?|procedure|recommendations?|notification|final report|wet read)\s*:\s*')
 _SAME_SECTION = {'finding': 'findings', 'impressions': 'impression', 'conclusion': 'impression', 'conclusions': 'impression'}
@@ -221,13 +221,13 @@ _SAME_SECTION = {'finding': 'findings', 'impressions': 'impression', 'conclusion
 def report_sections(
     text: str,  # a report with or without headers
 ) -> dict[str, str]:  # section, lower case → its text on one line
-    "The sections of a report. A text with neither FINDINGS nor IMPRESSION has what stands under no header as its findings."
+    "The sections of a report. Without the header FINDINGS, what stands under no header is the findings."
     parts = _HEADER.split(str(text))
     sections = {'': parts[0]}
     for name, body in zip(parts[1::2], parts[2::2]):
         name = _SAME_SECTION.get(name.lower(), name.lower())
         sections[name] = f'{sections.get(name, "")} {body}'
-    if not sections.keys() & {'findings', 'impression'}: sections['findings'] = sections.pop('')
+    if 'findings' not in sections: sections['findings'] = sections.pop('')
     return {name: line for name, body in sections.items() if (line := ' '.join(body.split()))}
 
 # %% ../nbs/01_data.ipynb #5a8910d0
@@ -319,14 +319,14 @@ def label_report(
     else: values = {name: 0. if np.isnan(v) else v for name, v in values.items()} | {'No Finding': 1.}
     return with_parents(values) if parents else values
 
-# %% ../nbs/01_data.ipynb #57d1bbaa
+# %% ../nbs/01_data.ipynb #e269f8d3
 def labels_to_text(
     labels: dict,  # finding (or any other name) → 1, -1 uncertain; 0 and NaN are not mentioned
 ) -> str:
     "A sentence that names what `labels` name; a parent is left to its children. `label_report` reads it back."
     labels = {name: value for name, value in labels.items() if not any(labels.get(child) == value for child, parent in PARENTS.items() if parent == name)}
     wording = {'No Finding': 'no acute cardiopulmonary abnormality', 'Pleural Other': 'pleural thickening', 'Lung Lesion': 'lung lesion'}
-    of = lambda wanted: [wording.get(name, name if re.search('[A-Z]{2}', name) else name.lower()) for name, value in labels.items() if value == wanted]
+    of = lambda wanted: [wording.get(name, name if re.search('[A-Z]{2}', name) else name.lower()).replace('_', ' ') for name, value in labels.items() if value == wanted]
     lines = [', '.join(of(1))] + [f'possible {name}' for name in of(-1)]
     return ' '.join(f'{line[0].upper()}{line[1:]}.' for line in lines if line)
 

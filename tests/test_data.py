@@ -384,6 +384,10 @@ def test_real_table(capsys):
     assert (len(manifest), manifest.patient_id.nunique()) == (928, 615)
     assert (manifest['No Finding'] == 1).sum() == 419 and (manifest['Pleural Effusion'] == 1).sum() == 85 and manifest[list(FINDINGS)].notna().all().all()
     assert all(map(report_text, manifest.to_dict('records'))) and manifest.findings_text.str.len().max() > 500
+    written = manifest[~manifest.path.str.contains('cov_')]
+    for row in written.to_dict('records'):  # a sentence written from labels is read back as those labels
+        back = label_report(report_text(row))
+        assert {k for k in FINDINGS if back[k] == 1} == {k for k in FINDINGS if row[k] == 1}
     counts = check_split(split_by_patient(manifest))
     assert counts.studies.sum() == 928 and counts.patients.sum() == 615 and (counts.studies > 50).all()
     assert 'patient-disjoint' in capsys.readouterr().out
