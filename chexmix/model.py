@@ -54,7 +54,7 @@ class ChexmixConfig(PhiConfig):
         kwargs.setdefault('partial_rotary_factor', rotary_share(self.hidden_size // self.num_attention_heads))
         super().__post_init__(**kwargs)
 
-# %% ../nbs/04_model.ipynb #b7cd52a2
+# %% ../nbs/04_model.ipynb #a40a37b4
 class ChexmixForCausalLM(PhiForCausalLM):
     "Phi over the mixed vocabulary; the same parameter names as `PhiForCausalLM`."
     config_class = ChexmixConfig
@@ -75,7 +75,6 @@ class ChexmixForCausalLM(PhiForCausalLM):
             if keys: raise UserError(f'{folder}: {len(keys)} weights {what} ({", ".join(sorted(keys)[:3])}…): these weights belong to another model; use the folder as it was saved')
         return model
 
-# %% ../nbs/04_model.ipynb #23273932
 AutoConfig.register('chexmix', ChexmixConfig, exist_ok=True)
 AutoModelForCausalLM.register(ChexmixConfig, ChexmixForCausalLM, exist_ok=True)
 
@@ -94,14 +93,14 @@ def new_model(
         torch.default_generator.set_state(rng(seed, 'weights').get_state())
         return ChexmixForCausalLM(ChexmixConfig(**asdict(layout), **sizes, **config)).train()
 
-# %% ../nbs/04_model.ipynb #59febf22
+# %% ../nbs/04_model.ipynb #b7a274b9
 def is_text(
     ids: torch.Tensor,  # any shape
     layout: Layout,
 ) -> torch.Tensor:  # bool, same shape
-    "True where an id is text: neither a code nor `I_s`, `I_e`, `T_s`, mask or pad. The counterpart of `is_code`."
+    "True where an id is text: neither a code nor `I_s`, `I_e`, `T_s`, mask, pad or −100. The counterpart of `is_code`."
     specials = torch.tensor([layout.image_start, layout.image_end, layout.text_start], device=ids.device)
-    return (ids < layout.n_text) & ~torch.isin(ids, specials)
+    return (ids >= 0) & (ids < layout.n_text) & ~torch.isin(ids, specials)
 
 # %% ../nbs/04_model.ipynb #e6dffbf6
 def draw_mask(
@@ -243,24 +242,24 @@ class OnlyIds(LogitsProcessor):
     ): self.allowed = allowed
     def __call__(self, input_ids, scores): return scores.masked_fill(~self.allowed.to(scores.device), -torch.inf)
 
-# %% ../nbs/04_model.ipynb #4a17b087
+# %% ../nbs/04_model.ipynb #5a7fc558
 def generate_reports(
     model: PhiForCausalLM,
     codes: torch.Tensor,               # (B, n) image codes
     mask: torch.Tensor | None = None,  # (B, n) bool, True = hidden
     max_new_tokens: int = 200,         # the context may leave fewer
     min_new_tokens: int = 5,           # before which a report cannot end
-    **generate_kwargs,                 # to transformers' `generate`, for example num_beams=4 or do_sample=True
+    **generate_kwargs,                 # to transformers' `generate`, for example num_beams=4, or do_sample=True (draws from torch's global generator)
 ) -> list[list[int]]:
     "A report for each image as text ids, without the closing id. Greedy unless told otherwise. Raises `UserError` where the context leaves no room."
     layout = model.config.layout
     ids = image_prompt(model, codes, mask, layout.image_end, layout.text_start)
     room = model.config.max_position_embeddings - ids.shape[1]
     if room < 1: raise UserError(f'a context of {model.config.max_position_embeddings} ids leaves no room for text after an image of {ids.shape[1]}: choose a longer context')
-    closing = [layout.image_start, layout.text_start]
+    closing, new = [layout.image_start, layout.text_start], min(max_new_tokens, room)
     vocabulary = torch.arange(layout.n_ids)
     only = OnlyIds(is_text(vocabulary, layout) | torch.isin(vocabulary, torch.tensor(closing)))
-    options = dict(do_sample=False, max_new_tokens=min(max_new_tokens, room), min_new_tokens=min(min_new_tokens, room - 1), eos_token_id=closing,
+    options = dict(do_sample=False, max_new_tokens=new, min_new_tokens=min(min_new_tokens, new), eos_token_id=closing,
                    pad_token_id=layout.pad, attention_mask=torch.ones_like(ids), logits_processor=LogitsProcessorList([only]))
     with evaluating(model): out = model.generate(ids, **options | generate_kwargs)[:, ids.shape[1]:]
     return [list(itertools.takewhile(lambda i: i not in closing, row)) for row in out.tolist()]
