@@ -59,16 +59,16 @@ def cohort(
     return Cohort(list(rows['study_id']), np.array(rows['patient_id']), list(rows['path']), torch.tensor(rows['codes']),
                   resolve_uncertain(labels, uncertain)[list(FINDINGS)].to_numpy())
 
-# %% ../nbs/06_classify.ipynb #fb4d60d4
+# %% ../nbs/06_classify.ipynb #25ad2cbf
 def cohorts(
     studies: Dataset,           # of a token store
-    most: int = 0,              # training studies; half as many of valid and of test; 0 = all
+    most: int = 0,              # training studies; half as many of test, a quarter of valid; 0 = all
     uncertain: str = 'ignore',  # policy of `resolve_uncertain`
     seed: int = 0,              # of the draw, where there are more
 ) -> dict[str, Cohort]:         # train, valid, test
     "The three cohorts of an evaluation. Raises `UserError` where a split is empty."
     out, column = {}, np.array(studies['split'])
-    for split, n in (('train', most), ('valid', -(-most // 2)), ('test', -(-most // 2))):
+    for split, n in (('train', most), ('valid', -(-most // 4)), ('test', -(-most // 2))):
         indices = np.flatnonzero(column == split).tolist()
         if not indices: raise UserError(f'no study is in the split {split}: give more studies, or a split column with train, valid and test')
         out[split] = cohort(studies.select(some_of(indices, n, rng(seed, 'classify', 'studies', split))), uncertain)
@@ -105,12 +105,12 @@ def study_masks(
     draws = torch.stack([torch.rand(n_image, generator=rng(seed, 'classify', 'mask', i)) for i in study_ids])  # (N, n)
     return draws.argsort(1).argsort(1) < round(ratio * n_image)
 
-# %% ../nbs/06_classify.ipynb #b010fbe9
+# %% ../nbs/06_classify.ipynb #d634d110
 def embeddings(
     model: ChexmixForCausalLM,
     codes: torch.Tensor,  # (N, n)
     mask: torch.Tensor | None = None,  # (N, n) bool, True = hidden
-    batch: int = 32,      # images at once
+    batch: int = 16,      # images at once
 ) -> list[np.ndarray]:    # layers 0…L, each (N, D)
     "Mean hidden state over the image, at each layer (`embed`, in batches)."
     mask = torch.zeros_like(codes, dtype=torch.bool) if mask is None else mask
@@ -205,8 +205,8 @@ def fit_probe(
     weights, biases = zip(*(fit_one(x, labels[:, f], strength) for f in findings))
     return Probe(list(findings), layer, strength, np.stack(weights), np.array(biases))
 
-# %% ../nbs/06_classify.ipynb #f1b1bd7c
-STRENGTHS = (.001, .01, .1)  # values of C that are tried
+# %% ../nbs/06_classify.ipynb #2247c094
+STRENGTHS = (.001, .01, .1, 1.)  # values of C that are tried
 
 # %% ../nbs/06_classify.ipynb #be960ae3
 def valid_score(
@@ -347,12 +347,12 @@ def show_findings(
         with atomic(path) as part: fig.savefig(part, format='png', dpi=110)
     return fig
 
-# %% ../nbs/06_classify.ipynb #09bcf3dd
+# %% ../nbs/06_classify.ipynb #113310fe
 def evaluate_classify(
     folder: Path,       # of the run
     models=('stage1', 'stage2'),   # folders of the run
     data: str = '',     # a manifest or a table; '' = the run's own studies
-    most: int = 1200,   # training studies, half as many of valid and of test; 0 = all
+    most: int = 1000,   # training studies; half as many of test, a quarter of valid; 0 = all
     ratios=(0, .25, .5, .75, .9),  # shares of the image codes hidden
     seed: int = 0,      # of masks, draws and bootstrap
     uncertain: str = 'ignore',     # policy of `resolve_uncertain`
