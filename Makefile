@@ -37,7 +37,7 @@ test: .venv/.done
 	@python tests/frame.py
 	@runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export CHEXMIX_RUNS="$$runs"; \
 	echo 'notebooks, in order, preset tiny'; nbdev_test --n_workers 1 --do_print --timing | sed "s|$(CURDIR)/||"; \
-	python -m pytest -q --durations=10 tests
+	python -m pytest -q -rs --durations=10 tests
 
 notebooks: .venv/.done
 	@runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export CHEXMIX_RUNS="$$runs"; \
