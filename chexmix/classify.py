@@ -59,7 +59,7 @@ def cohort(
     return Cohort(list(rows['study_id']), np.array(rows['patient_id']), list(rows['path']), torch.tensor(rows['codes']),
                   resolve_uncertain(labels, uncertain)[list(FINDINGS)].to_numpy())
 
-# %% ../nbs/06_classify.ipynb #25ad2cbf
+# %% ../nbs/06_classify.ipynb #3aa2fdb6
 def cohorts(
     studies: Dataset,           # of a token store
     most: int = 0,              # training studies; half as many of test, a quarter of valid; 0 = all
@@ -67,6 +67,7 @@ def cohorts(
     seed: int = 0,              # of the draw, where there are more
 ) -> dict[str, Cohort]:         # train, valid, test
     "The three cohorts of an evaluation. Raises `UserError` where a split is empty."
+    if most < 0: raise UserError(f'most must be 0 (all studies) or more, not {most}')
     out, column = {}, np.array(studies['split'])
     for split, n in (('train', most), ('valid', -(-most // 4)), ('test', -(-most // 2))):
         indices = np.flatnonzero(column == split).tolist()
@@ -254,7 +255,7 @@ def test_records(
             records.append(Record('classify', name, metric, i.value, i.low, i.high, int(np.isfinite(truth).sum()), seed, says))
     return records
 
-# %% ../nbs/06_classify.ipynb #3b1ce585
+# %% ../nbs/06_classify.ipynb #41bfbe1d
 def score_system(
     name: str,                  # of the model or baseline
     features,                   # (cohort, mask (N, n)) → layers, each (N, D)
@@ -269,7 +270,7 @@ def score_system(
     for ratio in progress(ratios, f'{name}, ratios'):
         x = {split: features(c, study_masks(c.study_ids, c.codes.shape[1], ratio, seed)) for split, c in groups.items()}
         tried = sweep(x, groups, strengths)
-        strengths = [tried.groupby('strength').valid.mean().idxmax()]
+        strengths = [float(tried.groupby('strength').valid.mean().idxmax())]
         tried = tried[tried.strength == strengths[0]].set_index('layer')
         chosen[ratio] = best = tried.probe[tried.valid.idxmax()]
         for probe in {best.layer: best, 0: tried.probe[0]}.values():
@@ -347,7 +348,7 @@ def show_findings(
         with atomic(path) as part: fig.savefig(part, format='png', dpi=110)
     return fig
 
-# %% ../nbs/06_classify.ipynb #113310fe
+# %% ../nbs/06_classify.ipynb #67007d9c
 def evaluate_classify(
     folder: Path,       # of the run
     models=('stage1', 'stage2'),   # folders of the run
@@ -358,6 +359,7 @@ def evaluate_classify(
     uncertain: str = 'ignore',     # policy of `resolve_uncertain`
 ) -> list[Record]:
     "Probe every model at every ratio; saved as `results/classify.json` with a picture and a probe a model. Raises `UserError` where a model or a split is missing."
+    if not models or not ratios: raise UserError('name at least one model and one masking ratio')
     loaded = {name: load_model(folder, name)[0] for name in models}
     studies, info = open_studies(folder, data)
     groups, records = cohorts(studies, most, uncertain, seed), []
