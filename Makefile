@@ -4,13 +4,14 @@
 #   make notebooks  execute all notebooks in place, clean, export
 #   make docs       the site, into _docs
 #   make readme     README.md from nbs/index.ipynb
+#   make results    keep the records and pictures of the last demo in results/
 #   make clean      remove what can be made again (not .venv, not runs)
 # Another interpreter: make test PYTHON=/path/to/python3.12
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs notebooks readme clean
+.PHONY: help demo test docs notebooks readme results clean
 
 usable = $(1) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do if $(call usable,$$p); then echo $$p; break; fi; done)
@@ -54,6 +55,11 @@ docs: .venv/.done
 
 readme: .venv/.done
 	@python docs/notebooks.py README.md
+
+results:
+	@[ -f runs/demo/index.html ] || { echo 'no finished demo in runs/demo: run make demo first' >&2; exit 2; }
+	@rm -rf results && mkdir -p results/figures
+	@cp runs/demo/results/*.json runs/demo/results/README.md results/ && cp runs/demo/figures/*.png results/figures/
 
 clean:
 	rm -rf _docs docs/_source build dist *.egg-info .pytest_cache nbs/.ipynb_checkpoints

@@ -104,14 +104,14 @@ class Settings:
     @property
     def mlp(self): return 4 * self.width
 
-# %% ../nbs/00_core.ipynb #7bae4e2a
+# %% ../nbs/00_core.ipynb #62461697
 PRESETS = {s.preset: s for s in (
     Settings('tiny', image_size=64, grid=4, n_codes=64, channels=8, channel_mult=(1, 1, 2, 2, 2), res_blocks=1, code_dim=16,
              n_text=384, width=64, layers=2, heads=2, context=160, tokenizer_steps=40, tokenizer_batch=16, tokenizer_lr=2e-3,
              stage1_steps=30, stage2_steps=30, batch=8, lr=3e-3, n_studies=240),
-    Settings('small', image_size=128, grid=8, n_codes=512, channels=16, channel_mult=(1, 2, 2, 4, 4), res_blocks=1, code_dim=32,
-             n_text=768, width=192, layers=6, heads=6, context=224, tokenizer_steps=600, tokenizer_batch=16, tokenizer_lr=1e-3,
-             stage1_steps=300, stage2_steps=300, batch=16, lr=1e-3, n_studies=4000),
+    Settings('small', image_size=128, grid=8, n_codes=512, channels=8, channel_mult=(1, 2, 4, 8, 8), res_blocks=1, code_dim=32,
+             n_text=1024, width=128, layers=6, heads=4, context=224, tokenizer_steps=640, tokenizer_batch=8, tokenizer_lr=2e-3,
+             stage1_steps=400, stage2_steps=400, batch=16, lr=2e-3, n_studies=3000),
     Settings('base', image_size=256, grid=16, n_codes=4096, channels=64, channel_mult=(1, 1, 2, 2, 4), res_blocks=2, code_dim=128,
              n_text=8192, width=768, layers=12, heads=12, context=640, tokenizer_steps=20_000, tokenizer_batch=32, tokenizer_lr=2e-4,
              stage1_steps=10_000, stage2_steps=10_000, batch=64, lr=3e-4, n_studies=50_000),
@@ -161,13 +161,14 @@ def atomic(
         if temporary.is_dir(): shutil.rmtree(temporary, ignore_errors=True)
         else: temporary.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #390acc22
+# %% ../nbs/00_core.ipynb #71e52f2e
 def write_json(
     path: str | Path,
     value,  # anything that JSON can hold; NaN becomes null
 ):
     "Write `value` as JSON under `path`, whole or not at all."
-    with atomic(path) as temporary: temporary.write_text(json.dumps(value, indent=1, default=str, ensure_ascii=False) + '\n', encoding='utf-8')
+    plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+    with atomic(path) as temporary: temporary.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #889e2599
 def read_json(path: str | Path):
@@ -322,12 +323,12 @@ def save_records(
         versions={'python': platform.python_version(), **versions}, command=command, date=time.strftime('%Y-%m-%d'),
         records=[asdict(r) for r in records]))
 
-# %% ../nbs/00_core.ipynb #b602d560
+# %% ../nbs/00_core.ipynb #93c39f41
 def load_records(
     folder: str | Path,  # a folder of `*.json` records
 ) -> pd.DataFrame:
     "All records of a results folder, one row each, `detail` spread over columns. Raises `UserError` where there are none."
     files = [p for p in sorted(Path(folder).glob('*.json')) if 'records' in (content := read_json(p))]
     if not files: raise UserError(f'no records in {folder}: run the evaluations (06 to 10) first')
-    rows = [{**r, **r.pop('detail')} for p in files for r in read_json(p)['records']]
+    rows = [r | r.pop('detail') for p in files for r in read_json(p)['records']]
     return pd.DataFrame(rows)

@@ -1,0 +1,139 @@
+"The command line as users meet it: images in, text or PNG out; each mistake one line, exit code 2, nothing half-written."
+import resource, shutil, subprocess, sys
+
+import numpy as np, pandas as pd, pydicom, pytest
+from PIL import Image
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+from chexmix.cli import main
+from chexmix.phantom import draw_study
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    "One synthetic radiograph as PNG, JPEG and DICOM, and a file that only claims to be a PNG."
+    folder = tmp_path_factory.mktemp('images')
+    pixels = (draw_study(1, 3, 64).image * 255).astype(np.uint8)
+    Image.fromarray(pixels).save(folder/'a.png')
+    Image.fromarray(pixels).save(folder/'b.jpg', quality=95)
+    ds = pydicom.Dataset()
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID, ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid()
+    ds.SOPClassUID, ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID
+    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = *pixels.shape, 1, 'MONOCHROME2'
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation, ds.PixelData = 8, 8, 7, 0, pixels.tobytes()
+    ds.save_as(folder/'c.dcm', enforce_file_format=True)
+    (folder/'broken.png').write_bytes(b'no image')
+    return folder
+
+
+@pytest.mark.parametrize('name', ['a.png', 'b.jpg', 'c.dcm'])
+def test_report_of_each_format(name, images, tiny_run, capsys):
+    assert main(['report', str(images/name), '--run', str(tiny_run)]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[0] == str(images/name) and len(lines[1].split()) > 2
+
+
+def test_same_pixels_same_report(images, tiny_run, capsys):
+    main(['report', str(images/'a.png'), str(images/'c.dcm'), '--run', str(tiny_run)])
+    png, dicom = [block.splitlines()[1] for block in capsys.readouterr().out.strip().split('\n\n')]
+    assert png == dicom
+
+
+@pytest.mark.parametrize('verb, word', [('inpaint', 'inpainted'), ('tokenizer', 'reconstructed')])
+def test_picture_out(verb, word, images, tiny_run, tmp_path, capsys):
+    assert main([verb, str(images/'a.png'), '--run', str(tiny_run), '-o', str(tmp_path/'one.png')]) == 0
+    assert main([verb, str(images/'a.png'), str(images/'c.dcm'), '--run', str(tiny_run), '-o', str(tmp_path/'many')]) == 0
+    assert np.asarray(Image.open(tmp_path/'one.png')).std() > 5
+    assert sorted(p.name for p in (tmp_path/'many').iterdir()) == [f'a_{word}.png', f'c_{word}.png']
+
+
+def test_findings_of_an_image(images, tiny_run, capsys):
+    assert main(['classify', str(images/'c.dcm'), '--run', str(tiny_run)]) == 0
+    assert 'Pleural Effusion' in capsys.readouterr().out
+
+
+def test_retrieval_both_ways(images, tiny_run, capsys):
+    assert main(['retrieve', str(images/'a.png'), '--run', str(tiny_run), '-k', '2']) == 0
+    assert main(['retrieve', '--text', 'Large left pleural effusion.', '--run', str(tiny_run), '-k', '2']) == 0
+
+
+def test_one_bad_file_among_good_ones(images, tiny_run, capsys):
+    assert main(['report', str(images/'broken.png'), str(images/'a.png'), '--run', str(tiny_run)]) == 2
+    said = capsys.readouterr()
+    assert str(images/'a.png') in said.out and 'broken.png' in said.err
+
+
+def table(folder, text):
+    (folder/'table.csv').write_text(text)
+    return str(folder/'table.csv')
+
+
+MISTAKES = {  # name → (words after chexmix, what the line must name); {run} a trained run, {tmp} an empty folder, {images} see above
+    'unknown preset': ('tokenizer --preset huge --run {tmp}/r', 'huge'),
+    'unknown setting': ('tokenizer --preset tiny --run {tmp}/r --set colour=1', 'colour'),
+    'wrong type': ('tokenizer --preset tiny --run {tmp}/r --set lr=fast', 'fast'),
+    'setting without value': ('tokenizer --preset tiny --run {tmp}/r --set lr', 'lr'),
+    'unknown option': ('inpaint --colour red', '--colour'),
+    'unknown command': ('rapport', 'rapport'),
+    'no command': ('', 'command'),
+    'not a number': ('phantom --n many {tmp}/p', 'many'),
+    'no studies': ('phantom --n 0 {tmp}/p', '--n 0'),
+    'unknown stage': ('pretrain --stage 3 --run {run}', '3'),
+    'ratio above one': ('inpaint --ratio 1.5 --run {run} {images}/a.png', '1.5'),
+    'no such run': ('report {images}/a.png --run {tmp}/none', 'none'),
+    'no such model': ('report {images}/a.png --run {run} --model stage9', 'stage9'),
+    'another configuration': ('pretrain --run {run} --preset small', 'tiny'),
+    'another seed': ('tokenizer --run {run} --preset tiny --seed 5', 'seed'),
+    'missing image': ('report {tmp}/x.png --run {run}', 'x.png'),
+    'unreadable image': ('inpaint {images}/broken.png --run {run}', 'broken.png'),
+    'a folder as image': ('classify {images} --run {run}', 'images'),
+    'one file for two images': ('inpaint {images}/a.png {images}/b.jpg --run {run} -o {tmp}/o.png', 'o.png'),
+    'missing table': ('tokenizer --preset tiny --run {tmp}/r --data {tmp}/no.csv', 'no.csv'),
+    'empty table': ('tokenizer --preset tiny --run {tmp}/r --data {empty}', 'table.csv'),
+    'missing column': ('tokenizer --preset tiny --run {tmp}/r --data {columns}', 'path'),
+    'only unreadable images': ('tokenizer --preset tiny --run {tmp}/r --data {unreadable}', 'broken.png'),
+    'missing notebooks': ('demo --notebooks {tmp} --run {tmp}/r', '--notebooks'),
+}
+
+
+@pytest.mark.parametrize('name', MISTAKES)
+def test_mistake_is_one_line_and_exit_code_2(name, images, tiny_run, tmp_path, capsys):
+    words, named = MISTAKES[name]
+    for kind, text in {'empty': 'path,text\n', 'columns': 'image,text\na.png,x\n', 'unreadable': f'path,text\n{images}/broken.png,x\n'}.items():
+        (tmp_path/kind).mkdir()
+        words = words.replace(f'{{{kind}}}', table(tmp_path/kind, text))
+    before = sorted(p for p in tiny_run.rglob('*'))
+    try: code = main(words.format(run=tiny_run, tmp=tmp_path, images=images).split())
+    except SystemExit as e: code = e.code
+    err = capsys.readouterr().err.strip()
+    assert code == 2 and named in err.splitlines()[-1] and 'Traceback' not in err, err
+    assert not list(tmp_path.rglob('*.part')) and sorted(p for p in tiny_run.rglob('*')) == before
+
+
+def test_no_room_on_disk(images, tiny_run, tmp_path):
+    "The kernel refuses to let any file grow: the line names the file, and nothing stands under its name."
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    words = [sys.executable, '-B', '-c', 'import sys; from chexmix.cli import main; sys.exit(main(sys.argv[1:]))', 'tokenizer', str(images/'a.png'), '--run', str(tiny_run), '-o', str(tmp_path/'o.png')]
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 2 and 'o.png' in done.stderr.splitlines()[-1] and not list(tmp_path.iterdir()), done.stderr
+
+
+def test_help_shows_an_example():
+    done = subprocess.run(['chexmix', 'inpaint', '--help'], capture_output=True, text=True)
+    assert done.returncode == 0 and 'example: chexmix inpaint' in done.stdout
+
+
+def test_a_table_of_images_and_texts_becomes_a_run(tmp_path, capsys):
+    "A table with two columns and one broken image goes through tokenizers and stage 1."
+    rows = []
+    for k in range(60):
+        study = draw_study(5, k, 64)
+        Image.fromarray((study.image * 255).astype(np.uint8)).save(tmp_path/f'{k}.png')
+        rows.append(dict(path=f'{k}.png', text=study.findings_text))
+    (tmp_path/'0.png').write_bytes(b'\x89PNG broken')
+    pd.DataFrame(rows).to_csv(tmp_path/'table.csv', index=False)
+    few = ['--set', 'tokenizer_steps=6', '--set', 'stage1_steps=3']
+    assert main(['pretrain', '--preset', 'tiny', '--run', str(tmp_path/'run'), '--data', str(tmp_path/'table.csv'), *few]) == 0
+    assert len(pd.read_csv(tmp_path/'run'/'quarantine.csv')) == 1 and (tmp_path/'run'/'stage1'/'model.safetensors').exists()
+    shutil.rmtree(tmp_path/'run')

@@ -1,0 +1,63 @@
+"The whole path: a killed pretraining ends in the same bits, and real radiographs go through everything."
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest, torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import chexmix.pretrain as pretraining
+from chexmix.core import load_records, open_run, settings
+from chexmix.data import check_split
+from chexmix.tokenizer import Processor, prepare_data, prepare_run
+
+metadata = Path(__file__).resolve().parents[2]/'shared'/'data'/'open_cxr'/'metadata.csv'
+
+
+def test_killed_pretraining_ends_in_the_same_bits(tiny_run, tmp_path, monkeypatch):
+    "Stage 2, dropout and masks on, killed after 5 of 9 steps, beside the same stage undisturbed."
+    folder = shutil.copytree(tiny_run, tmp_path/'run')
+    _, s = open_run(folder)
+    monkeypatch.setattr(pretraining, 'fit', partial(pretraining.fit, checkpoint_seconds=0))
+    pretraining.pretrain(folder, s, 2, 'whole', steps=9)
+    honest = pretraining.stage_batch
+
+    def killed(store, c, layout, step):
+        if step == 5: raise KeyboardInterrupt
+        return honest(store, c, layout, step)
+    monkeypatch.setattr(pretraining, 'stage_batch', killed)
+    with pytest.raises(KeyboardInterrupt): pretraining.pretrain(folder, s, 2, 'killed', steps=9)
+    assert not (folder/'killed'/'model.safetensors').exists()
+    monkeypatch.setattr(pretraining, 'stage_batch', honest)
+    pretraining.pretrain(folder, s, 2, 'killed', steps=9)
+    a, b = (load_file(folder/name/'model.safetensors') for name in ('whole', 'killed'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_weights_load_with_transformers(tiny_run):
+    model, processor = AutoModelForCausalLM.from_pretrained(tiny_run/'stage2'), Processor.from_pretrained(tiny_run/'stage2')
+    assert model.config.layout == processor.layout == Processor.from_pretrained(tiny_run/'processor').layout
+
+
+@pytest.mark.skipif(not metadata.exists(), reason=f'no real radiographs at ../shared/data/open_cxr (928 public images, not part of the repository)')
+def test_real_radiographs_through_the_whole_path(tmp_path):
+    "928 real radiographs, at preset tiny: tokenizers, both stages, four evaluations, baselines, page."
+    from chexmix.baselines import evaluate_baselines
+    from chexmix.classify import evaluate_classify
+    from chexmix.inpaint import evaluate_inpaint
+    from chexmix.report import evaluate_report
+    from chexmix.results import results_page
+    from chexmix.retrieve import evaluate_retrieve
+    s = settings('tiny', data=str(metadata), stage1_steps=10, stage2_steps=10)
+    folder = prepare_run(tmp_path/'real', s)
+    manifest = prepare_data(folder, s)
+    assert len(manifest) == 928 and check_split(manifest).patients.sum() == 615
+    for stage in (1, 2): pretraining.pretrain(folder, s, stage)
+    evaluate_classify(folder, most=100, ratios=(0, .5))
+    evaluate_inpaint(folder, most=8, ratios=(.5,))
+    evaluate_report(folder, most=16, ratios=(0, .9))
+    evaluate_retrieve(folder, pool=20)
+    records = load_records(folder/'results')
+    assert {'tokenizer', 'classify', 'inpaint', 'report', 'retrieve'} <= set(records.task)
+    assert results_page(folder/'results', folder/'figures', folder/'index.html').stat().st_size > 1e5
