@@ -14,7 +14,7 @@ __all__ = ['SIDES', 'DRAW', 'SCENES', 'NORMAL', 'KINDS', 'HEDGED', 'PARENTS', 'T
            'labels_of', 'degree', 'phrase', 'sentence', 'normal_sentence', 'technique', 'write_report', 'Phantom',
            'patient_of', 'draw_study', 'study_row', 'write_chunk', 'in_processes', 'write_phantoms']
 
-# %% ../nbs/02_phantom.ipynb #38816b90
+# %% ../nbs/02_phantom.ipynb #713a522a
 import hashlib, math, multiprocessing, os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np, pandas as pd
+from fastcore.basics import patch
 from PIL import Image
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter, uniform_filter
@@ -62,7 +63,7 @@ class Anatomy:
     markings: float     # prominence of the lung vessels, 1 = average
     seed: int           # of vessels and texture
 
-# %% ../nbs/02_phantom.ipynb #bded3fad
+# %% ../nbs/02_phantom.ipynb #99840479
 def draw_anatomy(
     seed: int,
     patient: int,  # number of the patient
@@ -76,7 +77,7 @@ def draw_anatomy(
         width=13.4 * size * (1 + .02 * habitus), depth=8.6 * size * (1 + .04 * habitus), apex=-13.3 * size * (1 - .015 * habitus) + .3 * n(),
         dome=8.6 * size - .5 * habitus + .5 * n(), tilt=min(max(1.1 + .5 * n(), 0), 2.4),
         wall=2.3 + .9 * max(habitus, -1.2) + u(0, .6), fat=2.6 + .9 * max(habitus, -1.3),
-        heart=.95 * size * (1 + .065 * n() + .03 * habitus), heart_turn=math.radians(36 + 7 * n() - 5 * habitus), heart_shift=0.,
+        heart=.91 * size * (1 + .065 * n() + .03 * habitus), heart_turn=math.radians(36 + 7 * n() - 5 * habitus), heart_shift=0.,
         mediastinum=1.08 * size * (1 + .065 * n() + .04 * age), aorta=1.35 + .5 * age + .1 * n(), rib=u(), spacing=2.45 * size,
         drop=8.2 * size * (1 + .1 * n()), bone=u(.8, 1.15) - .25 * age, scoliosis=.4 * n() * (1 + age), breast=u(.3, 1.3) if female else 0., markings=math.exp(.25 * n()),
         seed=int(g.integers(2**31)))
@@ -210,11 +211,8 @@ def wall(
     up = np.maximum(1 - np.clip(t, 0, 1)**2.4, 0)**(1 / 2.15)
     return a.width * np.where(t > 0, .1 + .9 * up, 1 - .1 * t**2) * (t < 1)
 
-# %% ../nbs/02_phantom.ipynb #fd6e8c00
-def body(
-    f: Frame,
-    a: Anatomy,
-):
+# %% ../nbs/02_phantom.ipynb #fcedfbad
+def body(f: Frame, a: Anatomy) -> np.ndarray:  # (H, W) cm
     "Length of each ray inside the skin."
     x, y = f.at(0)
     ax = np.abs(x)
@@ -224,11 +222,8 @@ def body(
     depth = (a.depth + a.fat) * (.62 + .38 * step(y + 8, 9))
     return 2 * depth * np.sqrt(np.maximum(1 - (ax / width)**2.6, 0)) * np.sqrt(top * (2 - top))
 
-# %% ../nbs/02_phantom.ipynb #f77ba660
-def lungs(
-    f: Frame,
-    a: Anatomy,
-):
+# %% ../nbs/02_phantom.ipynb #bc1a5a84
+def lungs(f: Frame, a: Anatomy) -> tuple[np.ndarray, np.ndarray]:  # both (H, W) cm
     "Length of each ray inside the ribs, and of its part below the diaphragm, whose domes leave a rim of lung behind and beside them."
     x, y = f.at(0)
     ax, w = np.abs(x), wall(y, a)
@@ -240,11 +235,8 @@ def lungs(
     below = np.minimum(half, 1.5 + r) - np.maximum(-half, 1.5 - r)
     return 2 * half, np.where(r > 0, np.maximum(below, 0), 0)
 
-# %% ../nbs/02_phantom.ipynb #c2663fb7
-def heart(
-    f: Frame,
-    a: Anatomy,
-):
+# %% ../nbs/02_phantom.ipynb #c6630188
+def heart(f: Frame, a: Anatomy) -> np.ndarray:  # (H, W) cm
     "Thickness of the heart and the great vessels, which take the place of lung."
     x, y = f.at(3)
     x, h, m = x - a.heart_shift, 1.06 * a.heart, 1.12 * a.mediastinum
@@ -267,12 +259,9 @@ def spine_x(
     "Where the spine stands at height `y`."
     return a.scoliosis * np.sin(y / 7)
 
-# %% ../nbs/02_phantom.ipynb #f2a919de
-def air_lung(
-    f: Frame,
-    a: Anatomy,
-):
-    "Length of each ray inside air-filled lung: what ribs and diaphragm leave, less heart, aorta and the column in the middle."
+# %% ../nbs/02_phantom.ipynb #76f66d6b
+def air_lung(f: Frame, a: Anatomy) -> tuple[np.ndarray, np.ndarray]:  # both (H, W) cm
+    "Length of each ray inside air-filled lung (what ribs and diaphragm leave, less heart, aorta and the column in the middle), and inside the ribs."
     x, y = f.at(-2)
     column = a.mediastinum * (2.1 + 1.5 * np.exp(-np.maximum(y - a.apex, 0) / 1.6) + 1.3 * step(y - a.dome + f.exam.breath + 3, 5))
     whole, below = lungs(f, a)
@@ -280,11 +269,8 @@ def air_lung(
     left = np.maximum(whole - np.maximum(heart(f, a), below) - ellipsoid(xa, ya, (2.5 * a.mediastinum, 3), (1.25, 11, 1.4)), 0)
     return left * step(np.abs(x - spine_x(y, a)) - column, .9), whole
 
-# %% ../nbs/02_phantom.ipynb #1b591eb9
-def airway(
-    f: Frame,
-    a: Anatomy,
-):
+# %% ../nbs/02_phantom.ipynb #614d675b
+def airway(f: Frame, a: Anatomy) -> np.ndarray:  # (H, W) cm
     "Length of each ray inside trachea and main bronchi."
     x, y = f.at(2)
     carina, t = -3.6, y + 3.6
@@ -305,7 +291,7 @@ def rib_arc(
     q = np.sqrt(1 - s * s)
     return a.drop / 2 * ((1 + q) if front else (1 - q)) * np.clip((y - a.apex) / 8 + .35, .3, 1)
 
-# %% ../nbs/02_phantom.ipynb #f78e1956
+# %% ../nbs/02_phantom.ipynb #12b16a3e
 def break_ribs(
     u,  # (H, W) height counted in ribs
     x,  # (H, W) cm
@@ -317,7 +303,7 @@ def break_ribs(
     for side, rib, at, offset in breaks:
         own = (np.floor(u) == rib) | (np.floor(u + offset / a.spacing) == rib)
         outer = own & (side * x > at)
-        gap = np.where(own & (np.abs(side * x - at) < .2), .1, gap)
+        gap = np.where(own & (np.abs(side * x - at) < .26), .1, gap)
         u = np.where(outer, u + offset / a.spacing, u)
     return u, gap
 
@@ -360,11 +346,8 @@ def clavicles(
         out = out + (.75 * np.sqrt(np.maximum(1 - d**2, 0)) + .55 * bump((d - .82) / .16)) * step(t, .7) * step(length - t, 1) * gap
     return 2.2 * a.bone * out
 
-# %% ../nbs/02_phantom.ipynb #a50527ba
-def scapulae(
-    f: Frame,
-    a: Anatomy,
-):
+# %% ../nbs/02_phantom.ipynb #418e0058
+def scapulae(f: Frame, a: Anatomy) -> np.ndarray:  # (H, W) cm
     "Bone along each ray through shoulder blades and upper arms; lying patients cannot roll them off the lungs."
     x, y = f.at(-6)
     ax = np.abs(x)
@@ -376,11 +359,8 @@ def scapulae(
     crest = ellipsoid(ax, y, (a.width + 1.6, a.apex + 2.2), (4.6, .8, .45), -.28) + ellipsoid(ax, y, (a.width + 2.9, a.apex + 3.6), (1.2, 1.5, .5), .2)
     return a.bone * (.5 * blade + .8 * rim + arm + crest)
 
-# %% ../nbs/02_phantom.ipynb #e1b05113
-def spine(
-    f: Frame,
-    a: Anatomy,
-):
+# %% ../nbs/02_phantom.ipynb #ca088e0e
+def spine(f: Frame, a: Anatomy) -> np.ndarray:  # (H, W) cm
     "Bone along each ray through the vertebrae: bodies with end plates and discs, pedicles, spinous and transverse processes."
     x, y = f.at(-5)
     ax = np.abs(x - spine_x(y, a))
@@ -415,39 +395,28 @@ def vessel_tree(
         length = np.repeat(length, 2) * g.uniform(.62, .95, size=len(x))
     return [np.concatenate(v) for v in zip(*points)]
 
-# %% ../nbs/02_phantom.ipynb #55adeace
-def vessels(
-    f: Frame,
-    a: Anatomy,
-):
+# %% ../nbs/02_phantom.ipynb #d993f05b
+def vessels(f: Frame, a: Anatomy) -> np.ndarray:  # (H, W) cm
     "Thickness of the lung vessels in each pixel."
     x, y, r, volume = (np.concatenate(v) for v in zip(*(vessel_tree(a, side, max(.5 * f.pixel, .05)) for side in (-1, 1))))
     bands = [(r >= low) & (r < high) for low, high in ((0, .18), (.18, 1))]
     return a.markings * sum(strand(f, x[k], y[k], volume[k], .5 * float(r[k].mean())) for k in bands)
 
-# %% ../nbs/02_phantom.ipynb #765a4ea3
-def breasts(
-    f: Frame,
-    a: Anatomy,
-):
+# %% ../nbs/02_phantom.ipynb #689062de
+def breasts(f: Frame, a: Anatomy) -> np.ndarray:  # (H, W) cm
     "Soft tissue of the breasts along each ray."
     x, y = f.at(7)
     return a.breast * ellipsoid(np.abs(x), y, (.58 * a.width, a.dome - 1.5 + 1.8 * a.breast), (.52 * a.width, 4.2 + 2 * a.breast, 1.3)) if a.breast else 0
 
-# %% ../nbs/02_phantom.ipynb #3d4e1cf7
-def stomach(
-    f: Frame,
-    a: Anatomy,
-):
+# %% ../nbs/02_phantom.ipynb #7e0f16be
+def stomach(f: Frame, a: Anatomy):  # → (H, W) cm, or 0
     "Air in the stomach, under the left dome, in three of four studies."
     (x, y), g = f.at(2), generator(f.exam.seed, 'gas')
     at, radii = (a.width * g.uniform(.38, .56), a.dome + a.tilt - f.exam.breath + g.uniform(1.7, 2.7)), (g.uniform(1.5, 3), g.uniform(.7, 1.5), g.uniform(1, 2.6))
     return ellipsoid(x, y, at, radii, g.uniform(-.2, .2)) if g.uniform() < .75 else 0
 
-# %% ../nbs/02_phantom.ipynb #eac6788d
-def marker(
-    f: Frame,
-):
+# %% ../nbs/02_phantom.ipynb #ab209b76
+def marker(f: Frame):  # → (H, W) cm, or 0
     "The lead letter that technicians put at the patient's left or right."
     e = f.exam
     if not e.marker: return 0
@@ -455,7 +424,7 @@ def marker(
     t = np.linspace(0, 1, 40)[:, None]
     x, y = np.concatenate([(1 - t) * s[:2] + t * s[2:] for s in np.array(strokes)]).T
     x, y = .75 * x + (.42 if e.marker == 'L' else -.45) * e.extent + e.x, .75 * y - .4 * e.extent + e.y
-    return strand(f, x + e.lean * y, y, .05, .12)
+    return strand(f, x + e.lean * y, y, .15, .12)
 
 # %% ../nbs/02_phantom.ipynb #3642fd87
 @dataclass(frozen=True)
@@ -469,7 +438,7 @@ class Finding:
     certain: bool = True     # the report does not hedge
     box: tuple = ()          # left, top, right, bottom, as fractions of the image
 
-# %% ../nbs/02_phantom.ipynb #1665ee0f
+# %% ../nbs/02_phantom.ipynb #b8da88fb
 class Canvas:
     "A patient being drawn: maps (H, W) in cm along each ray, which findings change."
 
@@ -486,27 +455,42 @@ class Canvas:
         "Replace this share of the air in the lung by water."
         self.air = self.air * (1 - np.clip(share, 0, 1))
 
-    def box(self, x, y, rx, ry, z=0.):
-        "Box around a point of the patient, as fractions of the image."
-        (left, right), (top, bottom) = self.f.pixels(np.array([x - rx, x + rx]), np.array([y - ry, y + ry]), z)
-        return tuple(float(min(max((v + .5) / self.f.size, 0), 1)) for v in (left, top, right, bottom))
+# %% ../nbs/02_phantom.ipynb #13d7ba56
+@patch
+def box(
+    self: Canvas,
+    x, y, rx, ry,  # cm: centre and half sizes
+    z=0.,          # depth
+) -> tuple:  # left, top, right, bottom
+    "Box around a point of the patient, as fractions of the image."
+    (left, right), (top, bottom) = self.f.pixels(np.array([x - rx, x + rx]), np.array([y - ry, y + ry]), z)
+    return tuple(float(min(max((v + .5) / self.f.size, 0), 1)) for v in (left, top, right, bottom))
 
-    def box_of(self, mask):
-        "Box around the pixels of a mask (H, W)."
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        if not len(rows): return (0., 0., 0., 0.)
-        return tuple(float(v / self.f.size) for v in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+# %% ../nbs/02_phantom.ipynb #ba25e5ac
+@patch
+def box_of(
+    self: Canvas,
+    mask,  # bool (H, W)
+) -> tuple:  # left, top, right, bottom; all 0 where the mask is empty
+    "Box around the pixels of a mask, as fractions of the image."
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows): return (0., 0., 0., 0.)
+    return tuple(float(v / self.f.size) for v in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
 
-    def spot(self, side, site):
-        "A point (x, y) in a zone of a lung."
-        low = self.a.dome - self.f.exam.breath
-        y = {'upper': self.a.apex + 5.5, 'mid': .35 * self.a.apex + .5 * low + .2, 'lower': low - 2.8}[site] + self.g.uniform(-1, 1)
-        return side * (self.g.uniform(.45, .72) if site != 'lower' else self.g.uniform(.55, .74)) * float(wall(np.float32(y), self.a)), y
+# %% ../nbs/02_phantom.ipynb #08828e21
+@patch
+def spot(
+    self: Canvas,
+    side: int,  # -1 right, 1 left
+    site: str,  # upper, mid or lower
+) -> tuple[float, float]:  # x, y in cm
+    "A point in a zone of a lung, drawn at random."
+    low = self.a.dome - self.f.exam.breath
+    y = {'upper': self.a.apex + 5.5, 'mid': .35 * self.a.apex + .5 * low + .2, 'lower': low - 2.8}[site] + self.g.uniform(-1, 1)
+    return side * (self.g.uniform(.45, .72) if site != 'lower' else self.g.uniform(.55, .74)) * float(wall(np.float32(y), self.a)), y
 
-# %% ../nbs/02_phantom.ipynb #d31bf78f
-def attenuation(
-    c: Canvas,
-) -> np.ndarray:  # (H, W)
+# %% ../nbs/02_phantom.ipynb #4df3bbde
+def attenuation(c: Canvas) -> np.ndarray:  # (H, W)
     "What each ray loses, as an exponent: soft tissue, air left out, bone and metal added."
     f, a, outline = c.f, c.a, body(c.f, c.a)
     g = generator(a.seed, 'texture')
@@ -555,11 +539,8 @@ def draws(
         return function
     return register
 
-# %% ../nbs/02_phantom.ipynb #ad08e756
-def altered(
-    a: Anatomy,
-    findings: list[Finding],
-) -> Anatomy:
+# %% ../nbs/02_phantom.ipynb #3ab16e87
+def altered(a: Anatomy, findings: list[Finding]) -> Anatomy:
     "The anatomy as findings change its shape: heart, mediastinum, diaphragm."
     for v in findings:
         side = SIDES[v.side][0]
@@ -647,7 +628,7 @@ def draw_consolidation(c: Canvas, v: Finding):
     c.vessels = c.vessels * (1 - .8 * blob(c, at, radii, rough=0))
     return c.box(*at, *radii)
 
-# %% ../nbs/02_phantom.ipynb #3ac44354
+# %% ../nbs/02_phantom.ipynb #353b6448
 @draws('Pneumonia')
 def draw_pneumonia(c: Canvas, v: Finding):
     "Patchy water in one zone: several small uneven patches."
@@ -655,7 +636,7 @@ def draw_pneumonia(c: Canvas, v: Finding):
     at = c.spot(side, v.site)
     for _ in range(int(c.g.integers(3, 6))):
         r = c.g.uniform(.9, 1.5) + 1.1 * v.severity
-        c.fill(blob(c, (at[0] + 1.7 * c.g.normal(), at[1] + 1.5 * c.g.normal()), (r, r), rough=.5) * (.24 + .36 * v.severity))
+        c.fill(blob(c, (at[0] + 1.7 * c.g.normal(), at[1] + 1.5 * c.g.normal()), (r, r), rough=.5) * (.2 + .3 * v.severity))
     return c.box(*at, 3.3 + v.severity, 3 + v.severity)
 
 # %% ../nbs/02_phantom.ipynb #a79540ba
@@ -666,16 +647,16 @@ def draw_opacity(c: Canvas, v: Finding):
     c.fill(blob(c, at, (r, r), edge=1.6) * (.2 + .35 * v.severity))
     return c.box(*at, r, r)
 
-# %% ../nbs/02_phantom.ipynb #bdb4400f
+# %% ../nbs/02_phantom.ipynb #9fa11cb9
 @draws('Edema')
 def draw_edema(c: Canvas, v: Finding):
     "Water around the hila like the wings of a bat, wide vessels, and short lines at the edge of the bases."
     x, y = c.f.at(0)
     ax, low = np.abs(x), c.a.dome - c.f.exam.breath
     wings = bump((ax - 4.5) / (4 + 3 * v.severity)) * bump((y - 1) / (6 + 2 * v.severity))
-    c.fill(wings * (.03 + .4 * v.severity) * (1 + .35 * cloud(c.f, c.g, 40)))
-    c.vessels = c.vessels * (1.05 + .6 * v.severity)
-    c.soft = c.soft + c.inside * (.1 + .5 * v.severity) * np.abs(cloud(c.f, c.g, 70)) * bump((y - 2) / 8)
+    c.fill(wings * (.02 + .32 * v.severity) * (1 + .35 * cloud(c.f, c.g, 40)))
+    c.vessels = c.vessels * (1.03 + .5 * v.severity)
+    c.soft = c.soft + c.inside * (.08 + .4 * v.severity) * np.abs(cloud(c.f, c.g, 70)) * bump((y - 2) / 8)
     n = int(6 + 14 * v.severity)
     ly, side = c.g.uniform(low - 5.5, low - .3, n), c.g.choice([-1, 1], n)
     t = np.linspace(0, 1.5, 12)
@@ -698,14 +679,12 @@ def draw_atelectasis(c: Canvas, v: Finding):
         c.soft = c.soft + c.inside * (1.5 + 2.2 * v.severity) * bump(across / (.24 + .26 * v.severity)) * step(length - np.abs(along), 1.2)
     return c.box(side * .55 * c.a.width, low - 2, .33 * c.a.width, 2.2)
 
-# %% ../nbs/02_phantom.ipynb #b5716116
-def lesion_radius(
-    v: Finding,
-) -> float:
+# %% ../nbs/02_phantom.ipynb #a1d12952
+def lesion_radius(v: Finding) -> float:
     "Radius in cm of a single nodule (diameter 1.2 to 3 cm) or mass (above)."
     return 1.7 + 1.5 * v.severity if v.kind == 'mass' else .6 + .9 * v.severity
 
-# %% ../nbs/02_phantom.ipynb #bcae93fc
+# %% ../nbs/02_phantom.ipynb #e59ab06c
 @draws('Lung Lesion')
 def draw_lesion(c: Canvas, v: Finding):
     "One or more spheres with an uneven outline."
@@ -714,8 +693,7 @@ def draw_lesion(c: Canvas, v: Finding):
     spots = [c.spot(s, z) for s in (-1, 1) for z in ('upper', 'mid', 'lower')] if many else [c.spot(SIDES[v.side][0], v.site)]
     r = (.7 + .5 * v.severity) if many else lesion_radius(v)
     for at in spots:
-        rough = 1 + .12 * cloud(c.f, c.g, 50)
-        c.soft = c.soft + (1.2 if r < 1.6 else .9) * np.minimum(ellipsoid(x, y, at, (r, r, 1.2 * r)) * rough, c.lung)
+        c.soft = c.soft + (1.2 if r < 1.6 else .9) * np.minimum(ellipsoid(x, y, at, (r, r, 1.2 * r)) * (1 + .12 * cloud(c.f, c.g, 50)), c.lung)
     return c.box(0, -2, .8 * c.a.width, 10) if many else c.box(*spots[0], r + .4, r + .4)
 
 # %% ../nbs/02_phantom.ipynb #219e4255
@@ -749,11 +727,11 @@ def rib_below(
     for _ in range(8): y = a.apex + (rib - .5 - .5 * a.rib) * a.spacing + float(rib_arc(s, y, a, False))
     return y - a.apex
 
-# %% ../nbs/02_phantom.ipynb #90b79592
+# %% ../nbs/02_phantom.ipynb #47ed1520
 @draws('Fracture')
 def draw_fracture(c: Canvas, v: Finding):
     "A step and a gap in a rib or in a clavicle."
-    side, offset = SIDES[v.side][0], .5 + .8 * v.severity
+    side, offset = SIDES[v.side][0], .6 + .8 * v.severity
     if v.kind == 'clavicle':
         at = .5 * c.a.width + c.g.uniform(-1, 1)
         c.clavicle_breaks += ((side, at, 1.2 * offset),)
@@ -886,10 +864,8 @@ def with_parents(
     labels['No Finding'] = float(not any(v in (1, -1) for v in others))
     return labels
 
-# %% ../nbs/02_phantom.ipynb #58cd151e
-def labels_of(
-    findings: list[Finding],
-) -> dict:  # finding → 1., 0. or -1.
+# %% ../nbs/02_phantom.ipynb #e81be571
+def labels_of(findings: list[Finding]) -> dict:  # finding → 1., 0. or -1.
     "The 14 labels of what was drawn."
     labels = dict.fromkeys(FINDINGS, 0.)
     for v in findings: labels[v.name] = 1. if v.certain else -1.
@@ -903,18 +879,13 @@ TAILS = {'Edema': ('with fine interstitial lines', 'with perihilar haze'), 'Cons
          'Fracture': ('with minimal displacement', 'with displacement'), 'Pneumonia': ('with faint patchy opacities', 'with patchy opacities'), 'Lung Opacity': ('of uncertain cause', 'of uncertain cause')}
 RIBS = {'4': 'fourth', '5': 'fifth', '6': 'sixth', '7': 'seventh', '8': 'eighth'}
 
-# %% ../nbs/02_phantom.ipynb #b5d20575
-def degree(
-    v: Finding,
-    words: tuple = ('mild', 'moderate', 'severe'),
-) -> str:
+# %% ../nbs/02_phantom.ipynb #7d22d919
+def degree(v: Finding, words: tuple = ('mild', 'moderate', 'severe')) -> str:
     "The word for a severity."
     return words[min(int(v.severity * 3), 2)]
 
-# %% ../nbs/02_phantom.ipynb #174e9fb7
-def phrase(
-    v: Finding,
-) -> str:
+# %% ../nbs/02_phantom.ipynb #e8fe9a8d
+def phrase(v: Finding) -> str:
     "A finding as a noun phrase: severity, side, site, kind."
     size = degree(v, ('small', 'moderate', 'large'))
     if v.name == 'Cardiomegaly': return f'{degree(v)} cardiomegaly'
@@ -1012,7 +983,7 @@ def patient_of(
     block, place = divmod(k, sum(VISITS))
     return block * len(VISITS) + int(np.searchsorted(np.cumsum(VISITS), place, side='right'))
 
-# %% ../nbs/02_phantom.ipynb #828d2391
+# %% ../nbs/02_phantom.ipynb #a28dbb0b
 def draw_study(
     seed: int,
     k: int,     # number of the study, 0…
@@ -1021,17 +992,14 @@ def draw_study(
 ) -> Phantom:
     "Study `k` of `seed`: the same whatever was drawn before, and the same anatomy at every size. Raises `UserError` for an impossible size."
     if not 32 <= size <= 2048: raise UserError(f'cannot draw a radiograph of {size} × {size} pixels: choose a size from 32 to 2048')
-    patient = patient_of(k)
-    found, supine = draw_findings(seed, k)
+    patient, (found, supine) = patient_of(k), draw_findings(seed, k)
     exam = draw_exam(seed, k, supine)
     report = write_report(found, exam, generator(seed, k, 'report'))
     image, found = render(draw_anatomy(seed, patient), exam, size, found, (seed, k)) if draw else (None, found)
     return Phantom(f'p{seed}-{k:06d}', f'p{seed}-{patient:06d}', exam.view, image, labels_of(found), found, *report)
 
-# %% ../nbs/02_phantom.ipynb #b3bab04e
-def study_row(
-    study: Phantom,
-) -> dict:
+# %% ../nbs/02_phantom.ipynb #c78dd730
+def study_row(study: Phantom) -> dict:
     "The manifest's row of a study, whose file is named by its id."
     return dict(zip(MANIFEST_COLUMNS, (study.study_id, study.patient_id, f'{study.study_id}.png', study.view, study.findings_text, study.impression_text, '', 'phantom'))) | study.labels
 
