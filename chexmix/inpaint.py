@@ -168,18 +168,19 @@ def model_filling(
     "All holes filled by a model, each code the likeliest."
     return {key: fill_codes(model, processor, holes.codes, holes.images, mask) for key, mask in progress(holes.masks.items(), what)}
 
-# %% ../nbs/07_inpaint.ipynb #d3316912
+# %% ../nbs/07_inpaint.ipynb #53beca40
 def reference_fillings(
     processor: Processor,
     holes: Holes,
 ) -> dict:  # name → (hole, ratio) → codes (B, n) or None, images (B, H, W)
     "All holes filled without a model: mean image, most frequent codes, and the true codes as the ceiling."
     pixels, out = holes.images.shape[-1], {'mean fill': {}, 'most frequent code': {}, 'true codes': {}}
+    decoded = paste(processor, holes.codes, holes.images, torch.ones_like(holes.masks[next(iter(holes.masks))]))  # (B, H, W), once for all holes
     for key, mask in holes.masks.items():
         common = torch.where(mask, holes.common, holes.codes)
         out['mean fill'][key] = None, torch.where(cell_pixels(mask, pixels), holes.mean_image, holes.images)
         out['most frequent code'][key] = common, paste(processor, common, holes.images, mask)
-        out['true codes'][key] = holes.codes, paste(processor, holes.codes, holes.images, mask)
+        out['true codes'][key] = holes.codes, torch.where(cell_pixels(mask, pixels), decoded, holes.images)
     return out
 
 # %% ../nbs/07_inpaint.ipynb #5a7820ea

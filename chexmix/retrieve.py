@@ -294,7 +294,7 @@ def save_thumb(
     small = F.interpolate(image[None, None], size=size, mode='area')[0, 0] if image.shape[-1] > size else image
     with atomic(path) as part: plt.imsave(part, small.numpy(), cmap='gray', vmin=0, vmax=1, format='png')
 
-# %% ../nbs/09_retrieve.ipynb #120a2604
+# %% ../nbs/09_retrieve.ipynb #1fce2dc3
 def retrieval_examples(
     scores: torch.Tensor,  # (N, N) image × report
     pool: Pool,
@@ -304,7 +304,7 @@ def retrieval_examples(
     k: int = 3,            # answers to each
 ) -> dict:  # direction → list of examples, as JSON can hold it
     "The first queries of the pool with their best answers."
-    hits, out = same_text(pool.test['text']), {}
+    hits, out = same_text(pool.test['text'][:len(scores)]), {}
     for direction, s in (('image→report', scores), ('report→image', scores.T)):
         ranks, best = hit_ranks(s, hits).tolist(), s.topk(min(k, len(s)), dim=1).indices
         out[direction] = [dict(query=q, rank=ranks[q], answers=[dict(study=a, hit=bool(hits[q, a]), score=round(float(s[q, a]), 3)) for a in best[q].tolist()]) for q in range(min(n, len(s)))]
