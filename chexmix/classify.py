@@ -8,7 +8,7 @@ __all__ = ['STRENGTHS', 'Cohort', 'some_of', 'cohort', 'cohorts', 'judged', 'say
            'valid_score', 'sweep', 'test_records', 'score_system', 'model_features', 'fingerprint', 'save_probe',
            'load_probe', 'classify', 'show_findings', 'evaluate_classify']
 
-# %% ../nbs/06_classify.ipynb #714844fd
+# %% ../nbs/06_classify.ipynb #45f9b0a5
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
+from threadpoolctl import threadpool_limits
 
 from .core import Record, UserError, atomic, content_hash, interval, open_run, progress, read_json, rng, save_records, write_json
 from .data import FINDINGS, resolve_uncertain
@@ -194,7 +195,7 @@ def fit_one(
     weight = regression.coef_[0] / scaler.scale_
     return weight, float(regression.intercept_[0] - weight @ getattr(scaler, 'mean_', 0 * weight))
 
-# %% ../nbs/06_classify.ipynb #6e2b3b2b
+# %% ../nbs/06_classify.ipynb #8f7d37f9
 def fit_probe(
     x,                    # (N, D), an array or a sparse matrix
     labels: np.ndarray,   # (N, 14)
@@ -203,7 +204,8 @@ def fit_probe(
     strength: float = .01,
 ) -> Probe:
     "Fit one logistic regression a finding, each on the studies that have a label."
-    weights, biases = zip(*(fit_one(x, labels[:, f], strength) for f in findings))
+    with threadpool_limits(1):  # on problems this small, threads that wait for each other cost up to 30 times the work
+        weights, biases = zip(*(fit_one(x, labels[:, f], strength) for f in findings))
     return Probe(list(findings), layer, strength, np.stack(weights), np.array(biases))
 
 # %% ../nbs/06_classify.ipynb #2247c094
