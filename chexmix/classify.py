@@ -208,8 +208,8 @@ def fit_probe(
         weights, biases = zip(*(fit_one(x, labels[:, f], strength) for f in findings))
     return Probe(list(findings), layer, strength, np.stack(weights), np.array(biases))
 
-# %% ../nbs/06_classify.ipynb #2247c094
-STRENGTHS = (.001, .01, .1, 1.)  # values of C that are tried
+# %% ../nbs/06_classify.ipynb #f1b1bd7c
+STRENGTHS = (.001, .01, .1)  # values of C that are tried
 
 # %% ../nbs/06_classify.ipynb #be960ae3
 def valid_score(
@@ -350,12 +350,12 @@ def show_findings(
         with atomic(path) as part: fig.savefig(part, format='png', dpi=110)
     return fig
 
-# %% ../nbs/06_classify.ipynb #67007d9c
+# %% ../nbs/06_classify.ipynb #00df8e6e
 def evaluate_classify(
     folder: Path,       # of the run
     models=('stage1', 'stage2'),   # folders of the run
     data: str = '',     # a manifest or a table; '' = the run's own studies
-    most: int = 1000,   # training studies; half as many of test, a quarter of valid; 0 = all
+    most: int = 800,    # training studies; half as many of test, a quarter of valid; 0 = all
     ratios=(0, .25, .5, .75, .9),  # shares of the image codes hidden
     seed: int = 0,      # of masks, draws and bootstrap
     uncertain: str = 'ignore',     # policy of `resolve_uncertain`
