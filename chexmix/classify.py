@@ -23,7 +23,7 @@ from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from .core import Record, UserError, atomic, content_hash, interval, open_run, progress, read_json, rng, save_records, write_json
-from .data import FINDINGS, resolve_uncertain
+from .labels import FINDINGS, resolve_uncertain
 from .model import ChexmixForCausalLM, embed
 from .pretrain import load_model
 from .tokenizer import Processor, open_studies, read_images

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch
 from PIL import Image
 
 from .core import PRESETS, UserError, atomic, load_records, open_run, rng, run_path, settings
-from .data import read_radiograph
+from .radiograph import read_radiograph
 
 # %% ../nbs/14_cli.ipynb #5ced2886
 def read_all(

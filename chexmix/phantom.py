@@ -29,7 +29,8 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 from threadpoolctl import threadpool_limits
 
 from .core import UserError, atomic, claim, progress
-from .data import FINDINGS, MANIFEST_COLUMNS
+from .data import MANIFEST_COLUMNS
+from .labels import FINDINGS
 
 # %% ../nbs/02_phantom.ipynb #65c18d17
 def generator(

@@ -24,8 +24,10 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 
 from .core import (Layout, Record, Settings, UserError, atomic, codes_to_ids, content_hash, default_device, ids_to_codes, interval, is_code,
                           open_run, progress, read_json, rng, save_records, start_run, weighted_mean, write_json)
-from .data import FINDINGS, check_split, read_radiograph, read_table, report_text, scan, split_by_patient
+from .data import check_split, read_table, scan, split_by_patient
+from .labels import FINDINGS, report_text
 from .phantom import write_phantoms
+from .radiograph import read_radiograph
 from .training import Callback, batch_indices, fit
 from .vqgan import VQModel, vq_config
 

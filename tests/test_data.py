@@ -13,8 +13,9 @@ from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian,
                          SecondaryCaptureImageStorage, generate_uid)
 
 from chexmix.core import UserError
-from chexmix.data import (FINDINGS, MANIFEST_COLUMNS, check_split, geometry, label_report, labels_to_text, read_radiograph, read_table, report_sections,
-                          report_text, resolve_uncertain, scan, split_by_patient, with_parents)
+from chexmix.data import MANIFEST_COLUMNS, check_split, read_table, scan, split_by_patient
+from chexmix.labels import FINDINGS, label_report, labels_to_text, report_sections, report_text, resolve_uncertain, with_parents
+from chexmix.radiograph import geometry, read_radiograph
 
 SHARED = Path(__file__).parents[2]/'shared'
 needs = lambda path: pytest.mark.skipif(not (SHARED/path).exists(), reason=f'real data not here: shared/{path}')
