@@ -16,10 +16,10 @@ from scipy.sparse import csr_matrix
 from .classify import Cohort, cohorts, fingerprint, model_features, score_system
 from .core import Record, Settings, UserError, default_device, open_run, save_records
 from .inpaint import cell_pixels, inpaint_holes, score_inpaint
-from .model import ChexmixForCausalLM, new_model
-from .report import report_mask, score_report, write_reports
+from .model import ChexmixForCausalLM, new_model, study_masks
+from .report import report_studies, score_report, write_reports
 from .retrieve import Pool, aligned_scores, choose_alignment, draw_pool, embed_studies, rank_records
-from .tokenizer import Processor, open_studies, read_images, show_images
+from .tokenizer import Processor, open_studies, read_images, show_images, split_rows
 
 # %% ../nbs/10_baselines.ipynb #fc17687c
 def small_pixels(
@@ -114,7 +114,7 @@ def neighbours(
     "The nearest training study of each study at each ratio. Raises `UserError` where there is no training study."
     if not len(train): raise UserError('no study is in the split train, so no neighbour has a report: give more studies, or a split column')
     pixels, others = (small_pixels(d['path'][:], processor.image_size).flatten(1) for d in (rows, train))
-    masks = {ratio: report_mask(torch.tensor(rows['codes']), ratio, processor, seed) for ratio in ratios}
+    masks = {ratio: study_masks(rows['study_id'], processor.layout.n_image, ratio, seed) for ratio in ratios}
     return {ratio: nearest(pixels, others, ~cell_pixels(m, 32).flatten(1)).tolist() for ratio, m in masks.items()}
 
 # %% ../nbs/10_baselines.ipynb #72600331
@@ -151,8 +151,7 @@ def evaluate_baselines(
     (studies, info), untrained = open_studies(folder, data), random_model(config, processor, seed)
     records = classify_baselines(untrained, processor, cohorts(studies, most, uncertain, seed), ratios, seed, uncertain=uncertain)
     records += score_inpaint(untrained, 'random weights', processor, inpaint_holes(folder, processor, data, inpaint_most, seed=seed)[0], seed)
-    rows, train = (studies.select([i for i, s in enumerate(studies['split']) if s == split]) for split in ('test', 'train'))
-    records += report_baselines(untrained, processor, rows.select(range(min(report_most or len(rows), len(rows)))), train, seed=seed)
+    records += report_baselines(untrained, processor, report_studies(studies, report_most, seed), split_rows(studies, 'train'), seed=seed)
     records += retrieve_baseline(untrained, draw_pool(studies, pool, seed=seed), seed)
     command = f'papermill nbs/10_baselines.ipynb out.ipynb -p run {folder.name} -p most {most} -p seed {seed} -p uncertain {uncertain}' + (f' -p data {Path(data).name}' if data else '')
     save_records(folder, 'baselines', records, info, {'random weights': fingerprint(untrained)}, command)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['rotary_share', 'ChexmixConfig', 'ChexmixForCausalLM', 'new_model', 'is_text', 'draw_mask', 'mask_tokens',
-           'select_targets', 'position_losses', 'attention_inputs', 'causal_loss', 'evaluating', 'image_prompt',
-           'hidden_states_at_image', 'embed', 'OnlyIds', 'generate_reports', 'choose', 'fill_image', 'read_image',
-           'text_log_likelihood_after', 'text_log_likelihood', 'score_texts']
+           'study_masks', 'select_targets', 'position_losses', 'attention_inputs', 'causal_loss', 'evaluating',
+           'image_prompt', 'hidden_states_at_image', 'embed', 'OnlyIds', 'generate_reports', 'choose', 'fill_image',
+           'read_image', 'text_log_likelihood_after', 'text_log_likelihood', 'score_texts']
 
 # %% ../nbs/04_model.ipynb #16af2629
 import copy, itertools
@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PhiConfig, PhiForCausalLM
 from transformers.cache_utils import Cache
 
-from .core import Layout, Settings, UserError, codes_to_ids, ids_to_codes, is_code, rng
+from .core import Layout, Settings, UserError, codes_to_ids, ids_to_codes, is_code, progress, rng
 
 # %% ../nbs/04_model.ipynb #6d2e74dd
 def rotary_share(
@@ -125,6 +125,18 @@ def mask_tokens(
     mask = draw_mask(is_code(input_ids, layout), image_ratio, generator) | draw_mask(is_text(input_ids, layout), text_ratio, generator)
     return input_ids.masked_fill(mask, layout.mask), mask
 
+# %% ../nbs/04_model.ipynb #be773e23
+def study_masks(
+    study_ids: list[str],
+    n_image: int,  # codes an image
+    ratio: float,  # share of the codes to hide, 0…1
+    seed: int = 0,
+) -> torch.Tensor:  # (N, n) bool, True = hidden
+    "Hide exactly `round(ratio·n)` codes of each study. Raises `UserError` where the ratio is no share."
+    if not 0 <= ratio <= 1: raise UserError(f'a masking ratio must lie between 0 and 1, not {ratio}')
+    draws = torch.stack([torch.rand(n_image, generator=rng(seed, 'mask', i)) for i in study_ids])  # (N, n)
+    return draws.argsort(1).argsort(1) < round(ratio * n_image)
+
 # %% ../nbs/04_model.ipynb #a819161a
 def select_targets(
     input_ids: torch.Tensor,   # (B, T) ids before masking
@@ -225,13 +237,15 @@ def hidden_states_at_image(
 # %% ../nbs/04_model.ipynb #d9120ad2
 def embed(
     model: PhiForCausalLM,
-    codes: torch.Tensor,               # (B, n) image codes
-    mask: torch.Tensor | None = None,  # (B, n) bool, True = hidden
+    codes: torch.Tensor,               # (N, n) image codes
+    mask: torch.Tensor | None = None,  # (N, n) bool, True = hidden
     layers: list[int] | None = None,   # which layers, 0 = input embedding; None = all
-) -> torch.Tensor:  # (B, layers, D) float32
+    batch: int = 64,                   # images at once
+) -> torch.Tensor:  # (N, layers, D) float32, on the CPU
     "Mean hidden state over the image positions, per layer (released weights: layers 7 to 12 of 32 serve best)."
-    states = hidden_states_at_image(model, codes, mask)
-    return torch.stack([states[i].float().mean(1) for i in (range(len(states)) if layers is None else layers)], 1)
+    parts, chosen = list(zip(codes.split(batch), [None] * len(codes) if mask is None else mask.split(batch))), slice(None) if layers is None else layers
+    parts = progress(parts, 'embedding images') if len(parts) > 16 else parts
+    return torch.cat([torch.stack([s.float().mean(1) for s in hidden_states_at_image(model, c, m)], 1)[:, chosen].cpu() for c, m in parts])
 
 # %% ../nbs/04_model.ipynb #6884b419
 class OnlyIds(LogitsProcessor):

@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .core import Layout, Settings, UserError, atomic, changed, claim, default_device, open_run, rng, run_path, write_json
 from .model import ChexmixForCausalLM, causal_loss, mask_tokens, new_model, select_targets
-from .tokenizer import Processor, collate, open_store
+from .tokenizer import Processor, collate, open_store, split_rows
 from .training import batch_indices, fit
 
 # %% ../nbs/05_pretrain.ipynb #8a0ae778
@@ -120,7 +120,7 @@ def pretrain(
     target = claim(folder/(name or f'stage{stage}'), asdict(c))
     if (target/'model.safetensors').exists(): return target
     processor, store = Processor.from_pretrained(folder/'processor'), open_store(folder/'store')
-    train, valid = (store.select([i for i, split in enumerate(store['split']) if split == x]) for x in ('train', 'valid'))
+    train, valid = (split_rows(store, split) for split in ('train', 'valid'))
     lm = load_model(folder, c.start)[0] if c.start else new_model(s, processor.layout, s.seed)
     log = fit(model := Pretraining(lm.train()), lambda step: stage_batch(train, c, processor.layout, step), lambda out, _: out, c.steps, target/'training',
               lr=c.lr, seed=c.seed, weight_decay=.1, log_every=max(1, c.steps // 10), validate=validator(valid, processor.layout) if len(valid) else None, what=target.name)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADLINE', 'TASKS', 'STYLE', 'SECTIONS', 'results_folder', 'select', 'headline', 'verdict', 'comparisons',
-           'conclusions', 'show_ratios', 'summary', 'picture', 'report_cards', 'results_page']
+           'conclusions', 'show_ratios', 'summary', 'picture', 'section', 'results_page']
 
 # %% ../nbs/11_results.ipynb #897430b4
 import base64, html, re
@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 
 from .core import UserError, atomic, load_records, read_json, run_path
+from .report import example_cards
 
 # %% ../nbs/11_results.ipynb #e974a851
 def results_folder(
@@ -45,11 +46,13 @@ def select(
     metric: str,
     **detail,  # columns that must hold these values; a record that leaves one open fits
 ) -> pd.DataFrame:
-    "Records of one measurement, one row a model; where a layer was chosen on validation, that layer."
+    "Records of one measurement, one row a model; where a layer was chosen on validation, that layer, and beside a stage its layer 0."
     rows = records[(records.task == task) & (records.metric == metric)]
     for name, value in detail.items():
         if name in rows: rows = rows[(rows[name] == value) | rows[name].isna()]
-    if 'chosen' in rows: rows = rows.sort_values('chosen', key=lambda c: c.fillna(False).astype(bool), ascending=False, kind='stable')
+    if 'chosen' in rows and rows.chosen.notna().any():
+        first = rows[(rows.layer == 0) & rows.model.str.startswith('stage')]
+        rows = pd.concat([rows[rows.chosen == True], first.assign(model=first.model + ', layer 0')])
     return rows.drop_duplicates('model')
 
 # %% ../nbs/11_results.ipynb #1a72d168
@@ -145,55 +148,49 @@ def picture(
     if not path.exists(): return ''
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
-# %% ../nbs/11_results.ipynb #edec507f
-def report_cards(
-    folder: Path,   # of the records
-    figures: Path,
-) -> str:
-    "Studies with image, true report and generated reports, as HTML."
-    if not (folder/'report_examples.json').exists(): return ''
-    cards = []
-    for e in read_json(folder/'report_examples.json'):
-        texts = ''.join(f'<p><b>{title}</b> {html.escape(e[key])}</p>' for title, key in
-                        (('true', 'reference'), ('from the whole image', 'whole'), ('from the masked image', 'masked_report')) if e.get(key))
-        images = ''.join(picture(figures/Path(e[k]).name, k) for k in ('image', 'masked') if e.get(k))
-        cards.append(f'<div class="card"><div class="images">{images}</div><div>{texts}<p class="small">findings: {html.escape(", ".join(e.get("findings", [])))}'
-                     f' · named: {html.escape(", ".join(e.get("predicted", [])))}</p></div></div>')
-    return ''.join(cards)
-
 # %% ../nbs/11_results.ipynb #8b0bef5e
 STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:1080px;margin:2rem auto;padding:0 1rem;color:#222}
-h1{margin-bottom:0}h2{margin-top:2.5rem;border-bottom:1px solid #ddd}table{border-collapse:collapse;font-size:.8rem;display:block;overflow-x:auto}
+h1{margin-bottom:0}h2{margin-top:2.5rem;border-bottom:1px solid #ddd}table{border-collapse:collapse;font-size:.8rem;display:block;overflow-x:auto;margin:1rem 0}
 td,th{padding:.25rem .6rem;border-bottom:1px solid #eee;text-align:right;white-space:nowrap}td:first-child,th:first-child{text-align:left}
-img{max-width:100%}.card{display:grid;grid-template-columns:280px 1fr;gap:1rem;margin:1rem 0;border:1px solid #ddd;border-radius:8px;padding:.8rem}
-.images{display:flex;gap:.4rem;align-items:start}.images img{width:136px}.card p{margin:.3rem 0;font-size:.9rem}.small{color:#666;font-size:.8rem!important}
-.warn{background:#fff6e0;border-left:4px solid #e0a000;padding:.6rem 1rem}'''
+img{max-width:100%}.small{color:#666;font-size:.8rem}.warn{background:#fff6e0;border-left:4px solid #e0a000;padding:.6rem 1rem}'''
 
 # %% ../nbs/11_results.ipynb #eb1571f1
-SECTIONS = (  # title, pattern of the pictures, what to look for
-    ('Radiographs as tokens', 'tokenizer_*', 'From top: test radiographs, what their codes keep, the mean of each grid cell, the mean image. Later stages see nothing that the second row does not show.'),
-    ('Pretraining', 'pretrain_*', 'Losses over steps. The grounding gap is how much a report is easier to predict with its own image than with another.'),
-    ('Classification', 'results_ratios*', 'Probes on embeddings of masked images. Dashed lines need no language model.'),
-    ('Inpainting', 'inpaint_*', 'Masked cells are filled in by the model; the last row is the best that the codes allow.'))
+SECTIONS = (  # title, task of its numbers, its pictures, what to look for
+    ('Radiographs as tokens', 'tokenizer', ('tokenizer_reconstructions',), 'From top: test radiographs, what their codes keep, the mean of each grid cell, the mean image. Later stages see nothing that the second row does not show.'),
+    ('Pretraining', '', ('pretrain_stage1', 'pretrain_stage2'), 'Losses over steps, stage 1 above stage 2. The grounding gap is how much a report is easier to predict with its own image than with another.'),
+    ('Inpainting', 'inpaint', ('inpaint_random', 'inpaint_block'), 'Striped cells are hidden, and filled in by each model. The last row is the best that the codes allow.'),
+    ('Reports', 'report', ('report_ratios', 'report_findings'), 'Beside each radiograph, whole and masked, its true report and what the model wrote. ✓ named rightly, – missed, + invented.'),
+    ('Retrieval', 'retrieve', ('retrieve_reports', 'retrieve_images'), 'Queries and the three best answers in a pool of test studies; right ones are green.'),
+    ('Classification', 'classify', ('results_ratios', 'classify_findings'), 'Probes on embeddings of masked images, and each finding by itself. Dashed lines need no language model.'))
 
 # %% ../nbs/11_results.ipynb #879dd5e4
+def section(
+    title: str, task: str, pictures: tuple, words: str,  # a row of `SECTIONS`
+    folder: Path,           # of the records
+    figures: Path,          # of the pictures
+    records: pd.DataFrame,
+) -> str:
+    "One part of the page: words, examples, pictures, numbers; nothing where there is neither picture nor number."
+    shown = ''.join(picture(figures/f'{name}.png', name.replace('_', ' ')) for name in pictures)
+    table = headline(records, task) if task else pd.DataFrame()
+    if not shown and table.empty: return ''
+    cards = example_cards(read_json(folder/'report_examples.json'), figures.parent) if task == 'report' and (folder/'report_examples.json').exists() else ''
+    return f'<h2>{title}</h2><p>{words}</p>{cards}{shown}{"" if table.empty else table.to_html(border=0)}'
+
+# %% ../nbs/11_results.ipynb #1c525b6e
 def results_page(
     folder: Path,      # of the records
     figures: Path,     # of the pictures
     target: Path,      # the HTML file
 ) -> Path:
-    "Write one self-contained page of tables and pictures."
+    "Write one self-contained page of pictures and tables."
     records, context = load_records(folder), read_json(folder/'tokenizer.json')
     c, d = context['config'], context['data']
-    parts = [f'<h1>chexmix</h1><p>preset {c["preset"]} · {d["n"]} {html.escape(d["name"])}{" (synthetic)" if d["synthetic"] and "synthetic" not in d["name"] else ""} · seed {c["seed"]} · {html.escape(context["device"])} · {context["date"]}</p>',
-             '<p class="warn">Research software, never for clinical use. ' + ('All studies on this page are synthetic. ' if d['synthetic'] else '') + 'Minutes of training show that the path works; they do not show what the method can do.</p>',
-             '<h2>Numbers</h2>', *(f'<h3>{title}</h3>{t.to_html(border=0)}' for task, title in TASKS.items() if len(t := headline(records, task))), '<p class="small">value (95% bootstrap interval over patients); n studies.</p>',
-             '<ul>' + ''.join(f'<li>{html.escape(line)}</li>' for line in conclusions(records)) + '</ul>']
-    for title, pattern, words in SECTIONS:
-        pictures = [picture(p, p.stem) for p in sorted(figures.glob(f'{pattern}.png'))]
-        if pictures: parts += [f'<h2>{title}</h2><p>{words}</p>', *pictures]
-    if cards := report_cards(folder, figures): parts += ['<h2>Reports</h2><p>Beside each radiograph its true report and what the model wrote, from the whole image and from the masked one.</p>', cards]
-    if found := sorted(figures.glob('retrieve_*.png')): parts += ['<h2>Retrieval</h2><p>Queries and the three best answers in a pool of test studies.</p>', *(picture(p, p.stem) for p in found)]
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>chexmix: {c["preset"]}</title><style>{STYLE}</style><body>{"".join(parts)}</body></html>'
+    said = f'preset {c["preset"]} · {d["n"]} {html.escape(d["name"])} · stage 1 {c["stage1_steps"]} steps, stage 2 {c["stage2_steps"]} more · seed {c["seed"]} · {html.escape(context["device"])} · {context["date"]}'
+    warning = 'Research software, never for clinical use. ' + ('All studies on this page are synthetic. ' if d['synthetic'] else '') + 'Minutes of training show that the path works; they do not show what the method can do.'
+    parts = ''.join(section(*s, folder, figures, records) for s in SECTIONS)
+    lines = ''.join(f'<li>{html.escape(line)}</li>' for line in conclusions(records))
+    page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>chexmix: {c["preset"]}</title><style>{STYLE}</style><body>'
+            f'<h1>chexmix</h1><p>{said}</p><p class="warn">{warning}</p><p class="small">In tables: value (95% bootstrap interval over patients); n studies.</p>{parts}<h2>What the numbers show</h2><ul>{lines}</ul></body></html>')
     with atomic(target) as part: part.write_text(page, encoding='utf-8')
     return target

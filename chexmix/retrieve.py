@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['same_text', 'hit_ranks', 'chance_recall', 'weighted_median', 'chance_median', 'unique_texts', 'embed_texts',
-           'embed_images', 'Alignment', 'fit_alignment', 'aligned_scores', 'mean_rank', 'split_rows', 'embed_studies',
-           'choose_alignment', 'likelihood_scores', 'Pool', 'draw_pool', 'rank_records', 'chance_records',
-           'retrieval_scores', 'matrix_records', 'score_retrieve', 'save_thumb', 'retrieval_examples', 'draw_image',
-           'draw_texts', 'show_retrieved_reports', 'show_retrieved_images', 'evaluate_retrieve', 'alignment_studies',
+           'Alignment', 'fit_alignment', 'aligned_scores', 'mean_rank', 'embed_studies', 'choose_alignment',
+           'likelihood_scores', 'Pool', 'draw_pool', 'rank_records', 'chance_records', 'retrieval_scores',
+           'matrix_records', 'score_retrieve', 'retrieval_examples', 'draw_image', 'draw_texts',
+           'show_retrieved_reports', 'show_retrieved_images', 'evaluate_retrieve', 'alignment_studies',
            'retrieve_reports', 'retrieve_images']
 
 # %% ../nbs/09_retrieve.ipynb #7d0960d5
@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from .core import Record, UserError, atomic, content_hash, interval, open_run, progress, rng, save_records, weighted_mean, write_json
 from .model import ChexmixForCausalLM, embed, evaluating, score_texts, text_log_likelihood
 from .pretrain import load_model
-from .tokenizer import Processor, open_studies, read_images
+from .tokenizer import Processor, open_studies, read_images, save_png, split_rows
 
 # %% ../nbs/09_retrieve.ipynb #4054e13a
 def same_text(
@@ -99,16 +99,6 @@ def embed_texts(
         out.append(torch.stack([(s.float() * inside).sum(1) / lengths.clamp_min(1)[:, None] for s in states], 1).cpu())
     return torch.cat(out)[place]
 
-# %% ../nbs/09_retrieve.ipynb #3be6eecc
-def embed_images(
-    model: ChexmixForCausalLM,
-    codes: torch.Tensor,  # (N, n)
-    batch: int = 64,      # images at once
-) -> torch.Tensor:  # (N, layers, D) float32, on the CPU
-    "Mean hidden state over the image positions, per layer."
-    parts = codes.split(batch)
-    return torch.cat([embed(model, c).cpu() for c in (progress(parts, 'embedding images') if len(parts) > 16 else parts)])
-
 # %% ../nbs/09_retrieve.ipynb #4a7264dd
 @dataclass(frozen=True)
 class Alignment:
@@ -148,23 +138,13 @@ def mean_rank(
     "Mean rank of the right answer over both directions."
     return float((hit_ranks(scores, hits).double().mean() + hit_ranks(scores.T, hits).double().mean()) / 2)
 
-# %% ../nbs/09_retrieve.ipynb #3ea43c57
-def split_rows(
-    store: Dataset,
-    split: str,     # train, valid or test
-    most: int = 0,  # the first so many; 0 = all
-) -> Dataset:
-    "The studies of a split."
-    rows = [i for i, s in enumerate(store['split']) if s == split]
-    return store.select(rows[:most or None])
-
 # %% ../nbs/09_retrieve.ipynb #9ff7305a
 def embed_studies(
     model: ChexmixForCausalLM,
     rows: Dataset,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # images and reports, both (N, layers, D)
     "Embeddings of the images and of the reports of studies, each by itself."
-    return embed_images(model, torch.tensor(rows['codes'])), embed_texts(model, rows['text_ids'])
+    return embed(model, torch.tensor(rows['codes'])), embed_texts(model, rows['text_ids'])
 
 # %% ../nbs/09_retrieve.ipynb #fbe04ede
 def choose_alignment(
@@ -284,16 +264,6 @@ def score_retrieve(
     scores, layer = retrieval_scores(model, pool, name)
     return matrix_records(name, scores, layer, pool, seed)
 
-# %% ../nbs/09_retrieve.ipynb #f1f665eb
-def save_thumb(
-    path: Path,
-    image: torch.Tensor,  # (H, W) in [0, 1]
-    size: int = 128,      # most pixels on each side
-):
-    "Write a small PNG of a radiograph."
-    small = F.interpolate(image[None, None], size=size, mode='area')[0, 0] if image.shape[-1] > size else image
-    with atomic(path) as part: plt.imsave(part, small.numpy(), cmap='gray', vmin=0, vmax=1, format='png')
-
 # %% ../nbs/09_retrieve.ipynb #1fce2dc3
 def retrieval_examples(
     scores: torch.Tensor,  # (N, N) image × report
@@ -310,7 +280,7 @@ def retrieval_examples(
         out[direction] = [dict(query=q, rank=ranks[q], answers=[dict(study=a, hit=bool(hits[q, a]), score=round(float(s[q, a]), 3)) for a in best[q].tolist()]) for q in range(min(n, len(s)))]
     shown = sorted({i for examples in out.values() for e in examples for i in (e['query'], *(a['study'] for a in e['answers']))})
     rows = pool.test.select(shown)
-    for i, image in zip(shown, read_images(rows['path'], size)): save_thumb(folder/'figures'/'thumbs'/f'retrieve_{i}.png', image)
+    for i, image in zip(shown, read_images(rows['path'], size)): save_png(image, folder/'figures'/'thumbs'/f'retrieve_{i}.png', 128)
     describe = {i: dict(study_id=r['study_id'], text=r['text'], image=f'figures/thumbs/retrieve_{i}.png') for i, r in zip(shown, rows)}
     return {direction: [dict(describe[e['query']], rank=e['rank'], answers=[dict(describe[a.pop('study')], **a) for a in e['answers']]) for e in examples] for direction, examples in out.items()}
 
@@ -419,7 +389,7 @@ def retrieve_reports(
     "The distinct reports of `store` that fit `image` best, by embedding."
     alignment = alignment or choose_alignment(model, *alignment_studies(store))
     first = pd.Series(store['text'][:]).drop_duplicates().index
-    scores = aligned_scores(alignment, embed_images(model, processor.encode_images(image[None])), embed_texts(model, store.select(first)['text_ids']))[0]
+    scores = aligned_scores(alignment, embed(model, processor.encode_images(image[None])), embed_texts(model, store.select(first)['text_ids']))[0]
     best = scores.topk(min(k, len(scores)))
     rows = store.select(first[best.indices.numpy()])
     return pd.DataFrame(dict(score=best.values.numpy(), text=rows['text'][:], study_id=rows['study_id'][:]))
@@ -436,7 +406,7 @@ def retrieve_images(
     "The images of `store` that fit `text` best, by embedding. Raises `UserError` for an empty text."
     if not text.strip(): raise UserError('the text to search for is empty: write a sentence, for example "Large left pleural effusion."')
     alignment = alignment or choose_alignment(model, *alignment_studies(store))
-    scores = aligned_scores(alignment, embed_images(model, torch.tensor(store['codes'])), embed_texts(model, [processor.text_tokenizer.encode(text)]))[:, 0]
+    scores = aligned_scores(alignment, embed(model, torch.tensor(store['codes'])), embed_texts(model, [processor.text_tokenizer.encode(text)]))[:, 0]
     best = scores.topk(min(k, len(scores)))
     rows = store.select(best.indices.tolist())
     return pd.DataFrame(dict(score=best.values.numpy(), study_id=rows['study_id'][:], path=rows['path'][:], text=rows['text'][:]))
