@@ -21,13 +21,14 @@ def read_all(
     paths: list[str],  # PNG, JPEG, TIFF or DICOM
     size: int,         # pixels on each side
 ) -> tuple[list[str], torch.Tensor, int]:  # readable paths; (B, H, W) in [0, 1]; how many failed
-    "Read radiographs; each that cannot be read is named on standard error."
-    images = {}
+    "Read radiographs; each that cannot be read is named on standard error. Raises `UserError` where none can."
+    images, errors = {}, []
     for path in paths:
         try: images[path] = read_radiograph(path, size)
-        except UserError as e: print(f'chexmix: {e}', file=sys.stderr)
-    if not images: raise UserError(f'none of the {len(paths)} images can be read: give PNG, JPEG, TIFF or DICOM files')
-    return list(images), torch.from_numpy(np.stack(list(images.values()))), len(paths) - len(images)
+        except UserError as e: errors.append(e)
+    if not images: raise UserError(f'none of {len(errors)} images can be read; the first: {errors[0]}' if errors[1:] else errors[0])
+    for e in errors: print(f'chexmix: {e}', file=sys.stderr)
+    return list(images), torch.from_numpy(np.stack(list(images.values()))), len(errors)
 
 # %% ../nbs/14_cli.ipynb #ecd1d3a4
 def output_paths(
@@ -239,7 +240,8 @@ def execute(
     from papermill.exceptions import PapermillExecutionError
     failed = target.with_name(f'failed_{target.name}')
     target.parent.mkdir(parents=True, exist_ok=True)
-    try: papermill.execute_notebook(source, failed, parameters, kernel_name='python3', progress_bar=False, stdout_file=Lines(), cwd=source.parent)
+    try: papermill.execute_notebook(source, failed, parameters, kernel_name='python3', progress_bar=False, stdout_file=Lines(), cwd=source.parent,
+                                        extra_arguments=['--IPKernelApp.log_level=ERROR'])  # it warns of its local sockets at every start
     except PapermillExecutionError as e: raise UserError(f'{source.name} stopped with {e.ename}: {e.evalue}; the notebook up to there is {failed}') from e
     os.replace(failed, target)
 

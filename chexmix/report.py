@@ -330,7 +330,7 @@ def example_cards(
     rows = []
     for e in examples:
         data = [base64.b64encode((folder/e[key]).read_bytes()).decode() for key in ('image', 'masked')]
-        pictures = ''.join(f'<img width="112" alt="radiograph" style="margin:2px" src="data:image/png;base64,{d}">' for d in data)
+        pictures = ''.join(f'<img width="112" alt="radiograph" style="margin:2px;max-width:none" src="data:image/png;base64,{d}">' for d in data)
         texts = [('true', e['reference']), (f'{e["model"]}, whole image', e['whole']), (f'{e["model"]}, {e["ratio"]:.0%} hidden', e['masked_report'])]
         lines = ''.join(f'<div style="margin:0 0 .4em"><b>{html.escape(title)}</b>: {html.escape(text[:400]) or "(nothing)"}</div>' for title, text in texts)
         rows.append(f'<tr><td style="vertical-align:top;white-space:nowrap">{pictures}</td><td style="text-align:left;vertical-align:top;white-space:normal">'

@@ -161,7 +161,7 @@ SECTIONS = (  # title, task of its numbers, its pictures, what to look for
     ('Inpainting', 'inpaint', ('inpaint_random', 'inpaint_block'), 'Striped cells are hidden, and filled in by each model. The last row is the best that the codes allow.'),
     ('Reports', 'report', ('report_ratios', 'report_findings'), 'Beside each radiograph, whole and masked, its true report and what the model wrote. ✓ named rightly, – missed, + invented.'),
     ('Retrieval', 'retrieve', ('retrieve_reports', 'retrieve_images'), 'Queries and the three best answers in a pool of test studies; right ones are green.'),
-    ('Classification', 'classify', ('results_ratios', 'classify_findings'), 'Probes on embeddings of masked images, and each finding by itself. Dashed lines need no language model.'))
+    ('Classification', 'classify', ('results_ratios', 'classify_findings'), 'Probes on embeddings of masked images, and each finding by itself. Dashed lines need no trained language model.'))
 
 # %% ../nbs/11_results.ipynb #879dd5e4
 def section(

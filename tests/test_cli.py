@@ -100,7 +100,7 @@ MISTAKES = {  # name → (words after chexmix, what the line must name); {run} a
 @pytest.mark.parametrize('name', MISTAKES)
 def test_mistake_is_one_line_and_exit_code_2(name, images, tiny_run, tmp_path, capsys):
     words, named = MISTAKES[name]
-    for kind, text in {'empty': 'path,text\n', 'columns': 'image,text\na.png,x\n', 'unreadable': f'path,text\n{images}/broken.png,x\n'}.items():
+    for kind, text in {'empty': 'path,text\n', 'columns': 'picture,text\na.png,x\n', 'unreadable': f'path,text\n{images}/broken.png,x\n'}.items():
         (tmp_path/kind).mkdir()
         words = words.replace(f'{{{kind}}}', table(tmp_path/kind, text))
     before = sorted(p for p in tiny_run.rglob('*'))

@@ -59,6 +59,8 @@ def test_run_notebook_has_one_cell_of_literal_parameters(path):
     assert 'run' in names
     comments = [line for line in tagged[0].source.splitlines() if line.strip() and not line.lstrip().startswith('#') and '#' not in line]
     assert not comments, f'parameters without a comment: {comments}'
+    twice = [line for line in tagged[0].source.splitlines() if '=' in line.partition('#')[2]]
+    assert not twice, f'papermill cannot parse a comment with an equals sign: {twice}'
 
 
 def test_no_other_notebook_has_parameters():

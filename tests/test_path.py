@@ -58,6 +58,7 @@ def test_real_radiographs_through_the_whole_path(tmp_path):
     evaluate_inpaint(folder, most=8, ratios=(.5,))
     evaluate_report(folder, most=16, ratios=(0, .9))
     evaluate_retrieve(folder, pool=20)
+    evaluate_baselines(folder, most=100, ratios=(0, .5), inpaint_most=8, report_most=16, pool=20)
     records = load_records(folder/'results')
-    assert {'tokenizer', 'classify', 'inpaint', 'report', 'retrieve'} <= set(records.task)
+    assert set(records.task) == {'tokenizer', 'classify', 'inpaint', 'report', 'retrieve'} and {'stage2', 'pixels 32×32', 'chance'} <= set(records.model)
     assert results_page(folder/'results', folder/'figures', folder/'index.html').stat().st_size > 1e5
