@@ -248,12 +248,13 @@ def execute(
 # %% ../nbs/14_cli.ipynb #b61f5add
 def demo(args) -> int:
     "The whole path on synthetic studies: tokenizers, both stages, four evaluations, a page to look at."
-    folder, source, begin, waited = run_path(args.run), Path(args.notebooks), time.monotonic(), 0.
+    folder, source, begin = run_path(args.run), Path(args.notebooks), time.monotonic()
+    data = str(Path(args.data).resolve()) if args.data else ''  # the notebooks run in a folder of their own
     if not (source/'03_tokenizer.ipynb').exists(): raise UserError(f'no notebooks in {source}: run the demo in a checkout, or name their folder with --notebooks')
     for i, (name, own, _) in enumerate(DEMO):
         target = folder/'notebooks'/(f'{name}_stage{own["stage"]}.ipynb' if own else f'{name}.ipynb')
         print(f'[{i + 1}/{len(DEMO)}] {target.stem} · {(time.monotonic() - begin) / 60:.1f} min so far, about {time_left(time.monotonic() - begin, i) / 60:.0f} min left', flush=True)
-        shared = {'preset': args.preset, 'data': args.data, 'seed': args.seed} if name in ('03_tokenizer', '05_pretrain') else {}
+        shared = {'preset': args.preset, 'data': data, 'seed': args.seed} if name in ('03_tokenizer', '05_pretrain') else {}
         if not target.exists(): execute(source/f'{name}.ipynb', target, {'run': str(folder), **shared, **own})
     from chexmix.results import TASKS, conclusions, headline
     records = load_records(folder/'results')

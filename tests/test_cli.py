@@ -6,6 +6,7 @@ from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from chexmix.cli import main
+from conftest import root
 from chexmix.phantom import draw_study
 
 
@@ -136,4 +137,23 @@ def test_a_table_of_images_and_texts_becomes_a_run(tmp_path, capsys):
     few = ['--set', 'tokenizer_steps=6', '--set', 'stage1_steps=3']
     assert main(['pretrain', '--preset', 'tiny', '--run', str(tmp_path/'run'), '--data', str(tmp_path/'table.csv'), *few]) == 0
     assert len(pd.read_csv(tmp_path/'run'/'quarantine.csv')) == 1 and (tmp_path/'run'/'stage1'/'model.safetensors').exists()
+    shutil.rmtree(tmp_path/'run')
+
+
+def test_demo_on_a_table_named_from_here(tmp_path, monkeypatch, capsys):
+    "The whole demo at preset tiny, on a table whose path is relative; a second call does nothing again."
+    rows = []
+    for k in range(80):
+        study = draw_study(6, k, 64)
+        Image.fromarray((study.image * 255).astype(np.uint8)).save(tmp_path/f'{k}.png')
+        rows.append(dict(path=f'{k}.png', patient_id=study.patient_id, report=study.findings_text))
+    pd.DataFrame(rows).to_csv(tmp_path/'table.csv', index=False)
+    monkeypatch.chdir(tmp_path)
+    words = ['demo', '--preset', 'tiny', '--run', str(tmp_path/'run'), '--data', 'table.csv', '--notebooks', str(root/'nbs')]
+    assert main(words) == 0
+    said, page = capsys.readouterr().out, (tmp_path/'run'/'index.html').read_text()
+    assert 'min left' in said and 'Classification' in said and 'index.html' in said and page.count('<img') > 10 and 'synthetic' not in page
+    assert len(list((tmp_path/'run'/'notebooks').glob('*.ipynb'))) == 9 and len(list((tmp_path/'run'/'results').glob('*.json'))) >= 6
+    made = (tmp_path/'run'/'index.html').stat().st_mtime
+    assert main(words) == 0 and (tmp_path/'run'/'index.html').stat().st_mtime == made
     shutil.rmtree(tmp_path/'run')
