@@ -6,7 +6,7 @@
 __all__ = ['FINDINGS', 'PARENTS', 'MARKS', 'SECTIONS', 'WORDS', 'LEXICON', 'NORMAL', 'CUES', 'VALUES', 'with_parents', 'tidy',
            'report_sections', 'letters', 'report_text', 'text_gap', 'count_gaps', 'phrase_words', 'stem', 'patterns',
            'Rules', 'find_phrases', 'opens_clause', 'own_verb', 'clause_numbers', 'listed', 'reaches', 'deciding_cue',
-           'Mention', 'read_sentence', 'report_mentions', 'standard_rules', 'label_report', 'explain_report',
+           'Mention', 'read_sentence', 'pieces', 'report_mentions', 'standard_rules', 'label_report', 'explain_report',
            'labels_to_text', 'resolve_uncertain']
 
 # %% ../nbs/01b_labels.ipynb #82784c85
@@ -38,16 +38,16 @@ def with_parents(
         if labels[child] == 1 or labels[child] == -1 and labels[parent] != 1: labels[parent] = labels[child]
     return labels
 
-# %% ../nbs/01b_labels.ipynb #ccb8f000
+# %% ../nbs/01b_labels.ipynb #b83302cb
 MARKS = re.compile(r'_{2,}|X{3,}|\[\*\*[^\]]{0,80}\]')  # what stands where a name or a date was
 
 def tidy(
     text: str,           # of a report; anything but a string is no text
     mark: str = '___',   # takes the place of each mark of de-identification
 ) -> str:
-    "`text` on one line, every mark written as `mark`; rules of ten or more underscores and control characters are spaces."
+    "`text` on one line, every mark written as `mark`; rules of ten or more underscores, control characters and halves of characters are spaces."
     if not isinstance(text, str): return ''
-    return ' '.join(MARKS.sub(mark, re.sub(r'[\0-\x1f\x7f]|_{10,}', ' ', text)).split())
+    return ' '.join(MARKS.sub(mark, re.sub(r'[\0-\x1f\x7f\ud800-\udfff]|_{10,}', ' ', text)).split())
 
 # %% ../nbs/01b_labels.ipynb #d9cd3b85
 SECTIONS = {  # section → its headers, in any case; '' is no section: what follows stands under no header
@@ -160,7 +160,7 @@ NORMAL = {
     'Fracture': 'BONE … intact|NORMAL',
     'No Finding': 'no acute|active|finding*|abnormal*|radiographic, NORMAL, clear, negative'}
 
-# %% ../nbs/01b_labels.ipynb #277206f9
+# %% ../nbs/01b_labels.ipynb #740ee745
 CUES = {
     'advice before': 'recommend*, evaluat* for|of, better|further|for|to evaluat*, helpful, obscure*, correlat* for|with, correlat* … for, if there is concern, if clinical concern, if further concern, '
                      'history of, rule out, to exclude, to assess, assess* for',
@@ -171,7 +171,7 @@ CUES = {
     'comparison after': 'cleared, disappeared, no longer SEEN, no longer',
     'comparison either': 'resolved, removed',
     'comparison same': 'no change*, no … change*|increase*|decrease*|progression, not … changed|increased|decreased, without … change, not well SEEN, nearly|partially|incompletely|almost resolved',
-    'uncertainty before': 'may|might|could be|represent|reflect|indicate|include, may|might|could also be|represent|reflect|indicate|include, suspicious for, worrisome for, suggest*, concern* for, question of, exclude, excluded, '
+    'uncertainty before': 'may|might|could be|represent|reflect|indicate|include, may|might|could also be|represent|reflect|indicate|include, suspicious for, worrisome for, suggest*, concern* for, question of, exclude, '
                           'cannot|not rule|exclude',
     'uncertainty either': 'possib*, probabl*, likely, may, might, could, suspect*, question*, concern*, suspicio*, perhaps, presum*, equivocal, borderline, if, consideration, conceivabl*, '
                           'cannot|not … excluded, cannot|not … ruled out',
@@ -358,17 +358,29 @@ def read_sentence(
         elif not stage: said += [Mention(name, 0., m.text, 'normal', m.text, sentence) for name in names.split(', ')]
     return tuple(said)
 
-# %% ../nbs/01b_labels.ipynb #9eb2958d
+# %% ../nbs/01b_labels.ipynb #45436ed3
+def pieces(
+    sentence: Span,
+):
+    "Yield a sentence, one of more than 200 words in parts that begin at commas (or after 400 words without one)."
+    start = 0
+    for end in range(200, len(sentence)):
+        if end - start >= (200 if sentence[end].text == ',' else 400):
+            yield sentence[start:end].text
+            start = end
+    yield sentence[start:].text
+
+# %% ../nbs/01b_labels.ipynb #60a2b85d
 def report_mentions(
     text: str,     # a report, with or without section headers
     rules: Rules,
 ):
-    "Yield each `Mention` in findings and impression, sentence by sentence; a sentence of more than 200 words in pieces."
+    "Yield each `Mention` in findings and impression, sentence by sentence."
     sections = report_sections(text)
     text = tidy(' '.join(sections.get(part, '') for part in ('findings', 'impression')), mark='')
     text = re.sub(r'\S{60,}', ' ', re.sub(r'(?<=\w)-(?=\w)', ' ', re.sub(r'(?:\. ?){2,}', '. ', text)))  # no words, hyphens, stops in a row
     for sentence in rules.nlp(text).sents:
-        for start in range(0, len(sentence), 200): yield from rules.read(sentence[start:start + 200].text)
+        for piece in pieces(sentence): yield from rules.read(piece)
 
 # %% ../nbs/01b_labels.ipynb #dd315205
 @lru_cache(1)
