@@ -160,7 +160,7 @@ NORMAL = {
     'Fracture': 'BONE … intact|NORMAL',
     'No Finding': 'no acute|active|finding*|abnormal*|radiographic, NORMAL, clear, negative'}
 
-# %% ../nbs/01b_labels.ipynb #740ee745
+# %% ../nbs/01b_labels.ipynb #7896d4ee
 CUES = {
     'advice before': 'recommend*, evaluat* for|of, better|further|for|to evaluat*, helpful, obscure*, correlat* for|with, correlat* … for, if there is concern, if clinical concern, if further concern, '
                      'history of, rule out, to exclude, to assess, assess* for',
@@ -170,11 +170,11 @@ CUES = {
     'comparison before': 'resolution of, clearing of, removal of',
     'comparison after': 'cleared, disappeared, no longer SEEN, no longer',
     'comparison either': 'resolved, removed',
-    'comparison same': 'no change*, no … change*|increase*|decrease*|progression, not … changed|increased|decreased, without … change, not well SEEN, nearly|partially|incompletely|almost resolved',
+    'comparison same': 'no change*, no … change*|increase*|decrease*|progression, not … changed|increased|decreased, without … change, not well SEEN, nearly|partially|incompletely|almost resolved, partial|near resolution of, near complete resolution of',
     'uncertainty before': 'may|might|could be|represent|reflect|indicate|include, may|might|could also be|represent|reflect|indicate|include, suspicious for, worrisome for, suggest*, concern* for, question of, exclude, '
                           'cannot|not rule|exclude',
     'uncertainty either': 'possib*, probabl*, likely, may, might, could, suspect*, question*, concern*, suspicio*, perhaps, presum*, equivocal, borderline, if, consideration, conceivabl*, '
-                          'cannot|not … excluded, cannot|not … ruled out',
+                          'cannot|not … excluded, cannot|not … ruled out, difficult|hard to exclude',
     'uncertainty around': 'versus, vs, vs., differential, or developing|early, appropriate|correct|proper clinical setting',
     'clause': 'but, however, although, though, except, apart from, aside from, other than, otherwise, superimposed on, secondary to, while, whereas'}
 VALUES = {'advice': np.nan, 'negation': 0., 'comparison': 0., 'uncertainty': -1.}  # of a mention in reach of a cue; the first that applies decides

@@ -89,13 +89,13 @@ SENTENCES = [
     ('Pneumothorax is not excluded.', 'Pneumothorax -1'), ('Atelectasis versus pneumonia.', 'Atelectasis -1, Pneumonia -1'), ('Findings suggestive of edema.', 'Edema -1'), ('Concern for pneumonia.', 'Pneumonia -1'), ('Opacity, likely atelectasis.', 'Lung Opacity 1, Atelectasis -1'),
     ('Effusion is suspected.', 'Pleural Effusion -1'), ('Effusion, possibly loculated, on the left.', 'Pleural Effusion 1'), ('Borderline cardiomegaly.', 'Cardiomegaly -1'), ('Borderline heart size.', 'Cardiomegaly -1'), ('Questionable nodule.', 'Lung Lesion -1'),
     ('Pneumonia is possible.', 'Pneumonia -1'), ('Possible edema, no effusion.', 'Edema -1, Pleural Effusion 0'), ('No pneumothorax, possible effusion.', 'Pneumothorax 0, Pleural Effusion -1'), ('The differential includes pneumonia and edema.', 'Pneumonia -1, Edema -1'),
-    ('A fracture could not be ruled out.', 'Fracture -1'), ('Probable small effusion.', 'Pleural Effusion -1'), ('Consistent with edema.', 'Edema 1'),
+    ('A fracture could not be ruled out.', 'Fracture -1'), ('Probable small effusion.', 'Pleural Effusion -1'), ('Consistent with edema.', 'Edema 1'), ('Small effusions would be difficult to exclude.', 'Pleural Effusion -1'),
     # comparison
     ('No change in the left pneumothorax.', 'Pneumothorax 1'), ('The effusion has not significantly changed.', 'Pleural Effusion 1'), ('Unchanged cardiomegaly.', 'Cardiomegaly 1'), ('The effusion has improved.', 'Pleural Effusion 1'), ('New consolidation.', 'Consolidation 1'),
     ('The pneumothorax has resolved.', 'Pneumothorax 0'), ('Resolved pneumothorax.', 'Pneumothorax 0'), ('Resolution of the edema.', 'Edema 0'), ('Prior effusion has cleared.', 'Pleural Effusion 0'), ('Pneumothorax is no longer seen.', 'Pneumothorax 0'), ('The heart is no longer enlarged.', 'Cardiomegaly 0'),
     ('The chest tube has been removed.', 'Support Devices 0'), ('Interval removal of the endotracheal tube.', 'Support Devices 0'), ('The previously seen effusion is smaller.', 'Pleural Effusion 1'), ('The pneumothorax has nearly resolved.', 'Pneumothorax 1'),
     ('No interval increase in the effusion.', 'Pleural Effusion 1'), ('The edema has cleared, the effusions are unchanged.', 'Edema 0, Pleural Effusion 1'), ('Decreased right effusion.', 'Pleural Effusion 1'), ('Consolidation has disappeared.', 'Consolidation 0'),
-    ('The chest tube was removed and a small pneumothorax is seen.', 'Support Devices 0, Pneumothorax 1'), ('Fracture is not well seen.', 'Fracture 1'),
+    ('The chest tube was removed and a small pneumothorax is seen.', 'Support Devices 0, Pneumothorax 1'), ('Fracture is not well seen.', 'Fracture 1'), ('Near complete resolution of the pneumothorax.', 'Pneumothorax 1'),
     # neither: advice, history, method
     ('Recommend CT to evaluate for malignancy.', 'Lung Lesion ?'), ('History of pneumothorax.', 'Pneumothorax ?'), ('Rule out pneumonia.', 'Pneumonia ?'), ('Correlate clinically for pneumonia.', 'Pneumonia ?'), ('CT would be helpful to exclude a nodule.', 'Lung Lesion ?'),
     ('A small nodule may not be visible.', 'Lung Lesion ?'), ('Old granulomatous disease.', 'Lung Lesion ?'),
