@@ -5,22 +5,24 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'PICTURES', 'DICOM_TAGS', 'VIEWS', 'PHOTOMETRIC', 'POLICIES', 'value_span', 'to_unit', 'Unreadable',
            'check_size', 'chosen_frame', 'Header', 'hashed', 'picture_header', 'read_picture', 'stored_bytes', 'word',
-           'numbers', 'dicom_header', 'check_inflated', 'stream_size', 'check_stream', 'decode_jpeg', 'decode', 'meant',
-           'is_padding', 'read_lut', 'look_up', 'modality', 'window', 'voi', 'shown', 'occurring', 'open_dicom',
-           'read_dicom', 'naming', 'is_dicom', 'read_pixels', 'read_header', 'Geometry', 'geometry', 'fit',
-           'fit_official', 'check_array', 'Radiograph', 'open_radiograph', 'read_radiograph']
+           'numbers', 'dicom_header', 'check_inflated', 'stream_header', 'checked_stream', 'write_stream',
+           'decode_gdcm', 'check_length', 'decode', 'meant', 'is_padding', 'read_lut', 'look_up', 'modality', 'window',
+           'voi', 'shown', 'occurring', 'open_dicom', 'read_dicom', 'naming', 'is_dicom', 'read_pixels', 'read_header',
+           'Geometry', 'geometry', 'fit', 'fit_official', 'check_array', 'Radiograph', 'open_radiograph',
+           'read_radiograph']
 
 # %% ../nbs/01a_radiograph.ipynb #5b812d83
-import hashlib, os, stat, zlib
+import hashlib, logging, os, stat, tempfile, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import gdcm, numpy as np, pydicom
 from PIL import Image, UnidentifiedImageError
-from pydicom.encaps import get_frame
-from pydicom.pixels import apply_color_lut, pixel_array
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.pixels import apply_color_lut, convert_color_space, pixel_array
+from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit,
+                         JPEGLSTransferSyntaxes, JPEGTransferSyntaxes, SecondaryCaptureImageStorage)
 from scipy.special import expit
 
 from .core import UserError
@@ -48,7 +50,7 @@ def to_unit(
         unit /= max(high - low, 1e-12)
     return (unit @ np.array([.299, .587, .114], unit.dtype) if unit.ndim == 3 else unit).astype(np.float32, copy=False)  # (H,W)
 
-# %% ../nbs/01a_radiograph.ipynb #e6fb02aa
+# %% ../nbs/01a_radiograph.ipynb #3028c4b3
 class Unreadable(ValueError):
     "Why a file cannot be read, in words that repeat nothing of its content."
 
@@ -63,7 +65,7 @@ def check_size(
     if width * height > MAX_PIXELS: raise Unreadable(f'{width}×{height} pixels are more than {MAX_PIXELS:,}')
     if max(width, height) > 100 * min(width, height): raise Unreadable(f'{width}×{height} pixels are no shape of a radiograph')
 
-# %% ../nbs/01a_radiograph.ipynb #ac9c30f0
+# %% ../nbs/01a_radiograph.ipynb #bf05947c
 def chosen_frame(
     frames: int,        # pictures in the file
     frame: int | None,  # 0…frames-1, None where there is but one
@@ -73,7 +75,7 @@ def chosen_frame(
     if not 0 <= (frame or 0) < frames: raise Unreadable(f'it holds {frames} frames, none of them is frame={frame}')
     return frame or 0
 
-# %% ../nbs/01a_radiograph.ipynb #e020deb1
+# %% ../nbs/01a_radiograph.ipynb #b7d4755d
 @dataclass(frozen=True)
 class Header:
     "What a file says of its radiograph, but not whose it is."
@@ -88,7 +90,7 @@ class Header:
     patient: str = ''              # `hashed` PatientID
     study: str = ''                # `hashed` StudyInstanceUID
 
-# %% ../nbs/01a_radiograph.ipynb #211d884c
+# %% ../nbs/01a_radiograph.ipynb #a6dc1c26
 def hashed(
     identifier: bytes,  # as stored
 ) -> str:  # 16 hexadecimal digits, '' where there is no identifier
@@ -96,7 +98,7 @@ def hashed(
     identifier = identifier.strip(b' \0')
     return hashlib.sha256(identifier).hexdigest()[:16] if identifier else ''
 
-# %% ../nbs/01a_radiograph.ipynb #03ddbcb2
+# %% ../nbs/01a_radiograph.ipynb #d19a5158
 def picture_header(
     picture: Image.Image,  # opened, not yet decoded
 ) -> Header:
@@ -123,6 +125,7 @@ def read_picture(
     return (sum(value_span(pixels)) - pixels.astype(np.float64) if header.photometric == 'MONOCHROME1' else pixels), header
 
 PICTURES = ('PNG', 'JPEG', 'TIFF')
+logging.getLogger('PIL').setLevel(logging.INFO)  # its debugging notes quote what a file says of the patient
 
 # %% ../nbs/01a_radiograph.ipynb #a5da5985
 DICOM_TAGS = ('Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel', 'PhotometricInterpretation', 'PresentationLUTShape', 'PlanarConfiguration',
@@ -140,7 +143,7 @@ def stored_bytes(
     "The value of an element as it stands in the file; nothing where it is absent."
     return (data.get_item(keyword).value if keyword in data else None) or b''
 
-# %% ../nbs/01a_radiograph.ipynb #97b0dfe1
+# %% ../nbs/01a_radiograph.ipynb #8b014286
 def word(
     data: pydicom.Dataset,
     keyword: str,
@@ -149,7 +152,7 @@ def word(
     "The value of a text element if it is one of the `known` ones."
     return known.get(stored_bytes(data, keyword).decode('ascii', 'replace').strip(' \0').upper(), '')
 
-# %% ../nbs/01a_radiograph.ipynb #ed203915
+# %% ../nbs/01a_radiograph.ipynb #d430b41a
 def numbers(
     data: pydicom.Dataset,
     keyword: str,
@@ -161,7 +164,7 @@ def numbers(
     if not np.isfinite(values).all(): raise Unreadable(f'its {keyword} is not finite')
     return values
 
-# %% ../nbs/01a_radiograph.ipynb #8ae8663b
+# %% ../nbs/01a_radiograph.ipynb #706bd530
 VIEWS = {**{v: v for v in ('PA', 'AP', 'LATERAL', 'LPO', 'RPO', 'LAO', 'RAO', 'LLD', 'RLD')}, 'LL': 'LATERAL', 'RL': 'LATERAL', 'LAT': 'LATERAL'}  # PS3.3 C.8.7.1, and what is written instead
 PHOTOMETRIC = {p: p for p in ('MONOCHROME1', 'MONOCHROME2', 'RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT', 'PALETTE COLOR')}
 
@@ -179,7 +182,7 @@ def dicom_header(
     return Header(sizes[0], sizes[1], sizes[3], photometric, int((numbers(data, 'NumberOfFrames') or [1])[0]) or 1, word(data, 'ViewPosition', VIEWS),
                   word(data, 'ImageLaterality', sides) or word(data, 'Laterality', sides), spacing, hashed(stored_bytes(data, 'PatientID')), hashed(stored_bytes(data, 'StudyInstanceUID')))
 
-# %% ../nbs/01a_radiograph.ipynb #ea31ed02
+# %% ../nbs/01a_radiograph.ipynb #4697bbbb
 def check_inflated(
     path: str | Path,  # a DICOM file
     start: bytes,      # its first kilobyte
@@ -192,69 +195,102 @@ def check_inflated(
     engine.decompress(deflated, 4 * MAX_PIXELS)
     if engine.unconsumed_tail: raise Unreadable(f'its dataset is more than {4 * MAX_PIXELS:,} bytes when inflated')
 
-# %% ../nbs/01a_radiograph.ipynb #04609eef
-def stream_size(
-    stream: bytes,  # a JPEG, JPEG-LS or JPEG 2000 stream
-) -> tuple[int, int]:  # height, width; (0, 0) where there is no header
-    "The size a compressed stream promises (ITU-T T.81 B.2.2, T.87 C.2.2; T.800 A.5.1)."
-    at = stream.find(b'\xff\x4f\xff\x51')  # SOC, SIZ; a JP2 file has boxes before it
-    if at >= 0: x1, y1, x0, y0 = (int.from_bytes(stream[at + 8 + 4 * i:at + 12 + 4 * i]) for i in range(4)); return y1 - y0, x1 - x0
-    at = 2
-    while at + 9 <= len(stream) and stream[at] == 0xff:
-        marker = stream[at + 1]
-        if 0xc0 <= marker <= 0xcf and marker not in (0xc4, 0xc8, 0xcc) or marker == 0xf7: return int.from_bytes(stream[at + 5:at + 7]), int.from_bytes(stream[at + 7:at + 9])
-        at += 1 if marker == 0xff else 2 + int.from_bytes(stream[at + 2:at + 4])
-    return 0, 0
+# %% ../nbs/01a_radiograph.ipynb #1c58b7ca
+def stream_header(
+    stream: bytes,  # JPEG, JPEG-LS or JPEG 2000
+) -> tuple[int, int, int, int]:  # height, width, bits, channels; zeros where it is damaged
+    "What the head of a compressed stream promises (ITU-T T.81 B.2, T.87 C.2, T.800 A.5.1)."
+    number = lambda at, size: int.from_bytes(stream[at:at + size])
+    soc = stream.find(b'\xff\x4f\xff\x51')  # a JP2 file has boxes before it
+    if soc >= 0: return number(soc + 12, 4) - number(soc + 20, 4), number(soc + 8, 4) - number(soc + 16, 4), (number(soc + 42, 1) & 127) + 1, number(soc + 40, 2)
+    at, promised = 2, (0, 0, 0, 0)
+    while stream[at:at + 1] == b'\xff':
+        marker = number(at + 1, 1)
+        if marker == 0xda: return promised
+        if 0xc0 <= marker <= 0xcf and marker not in (0xc4, 0xc8, 0xcc) or marker == 0xf7: promised = number(at + 5, 2), number(at + 7, 2), number(at + 4, 1), number(at + 9, 1)
+        at += 1 if marker == 0xff else 2 + number(at + 2, 2)
+    return 0, 0, 0, 0
 
-# %% ../nbs/01a_radiograph.ipynb #ab8941f5
-def check_stream(
+# %% ../nbs/01a_radiograph.ipynb #9ac89785
+def checked_stream(
     data: pydicom.Dataset,
     header: Header,
     frame: int,
+) -> bytes:
+    "The compressed stream of a frame. Raises `Unreadable` where it ends early or holds another picture than the header promises."
+    stream = get_frame(data.PixelData, frame, number_of_frames=header.frames)
+    if 'RLE' in data.file_meta.TransferSyntaxUID.name: return stream  # has no head of its own
+    height, width, bits, channels = stream_header(stream)
+    most = 12 if data.file_meta.TransferSyntaxUID == JPEGExtended12Bit else 16  # GDCM writes streams of 16, and reads white where it wrote black
+    if (height, width, channels) != (header.height, header.width, data.SamplesPerPixel) or not 0 < bits <= most:
+        raise Unreadable(f'its compressed stream promises {width}×{height} pixels of {channels} × {bits} bits, its header {header.width}×{header.height} of {data.SamplesPerPixel} × {header.bits}')
+    if b'\xff\xd9' not in stream[-1024:]: raise Unreadable('its compressed stream ends early')
+    return stream
+
+# %% ../nbs/01a_radiograph.ipynb #66467e3a
+def write_stream(
+    path: str | Path,
+    stream: bytes,  # as `checked_stream` gives it
+    syntax: str,    # transfer syntax UID
+    bits: int,      # of a value
 ):
-    "Raise `Unreadable` where the pixel data are shorter or another picture than the header promises."
-    if not data.file_meta.TransferSyntaxUID.is_encapsulated:
-        needs = header.frames * header.height * header.width * data.BitsAllocated // 8 * (data.SamplesPerPixel if header.photometric != 'YBR_FULL_422' else 2)
-        if not needs <= len(data.PixelData) < needs + needs // header.frames: raise Unreadable(f'its pixel data are {len(data.PixelData):,} bytes, its header promises {needs:,}')
-    elif 'RLE' not in data.file_meta.TransferSyntaxUID.name:
-        stream = get_frame(data.PixelData, frame, number_of_frames=header.frames)
-        if (size := stream_size(stream)) != (header.height, header.width): raise Unreadable(f'its stream holds {size[1]}×{size[0]} pixels, its header promises {header.width}×{header.height}')
-        if b'\xff\xd9' not in stream[-1024:]: raise Unreadable('its compressed stream ends early')
+    "Write a compressed stream as a DICOM file with the least possible header."
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID, data.SOPClassUID, data.SOPInstanceUID = syntax, SecondaryCaptureImageStorage, '1.2'
+    data.Rows, data.Columns, _, data.SamplesPerPixel = stream_header(stream)
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8 if bits <= 8 else 16, bits, bits - 1, 0
+    data.PhotometricInterpretation, data.PlanarConfiguration = 'RGB' if data.SamplesPerPixel == 3 else 'MONOCHROME2', 0
+    data.PixelData = encapsulate([stream])
+    data.save_as(path, enforce_file_format=True)
 
-# %% ../nbs/01a_radiograph.ipynb #a3cd6b46
-def decode_jpeg(
-    path: str | Path,
+# %% ../nbs/01a_radiograph.ipynb #1a87f868
+def decode_gdcm(
+    stream: bytes,  # as `checked_stream` gives it
+    syntax: str,    # transfer syntax UID
+) -> np.ndarray:  # (H,W) or (H,W,3), unsigned
+    "Values of a lossless or 12-bit JPEG or a JPEG-LS stream. Raises `Unreadable` where GDCM refuses it."
+    height, width, bits, channels = stream_header(stream)
+    reader, box, kind = gdcm.ImageRegionReader(), gdcm.BoxRegion(), np.dtype('<u1' if bits <= 8 else '<u2')
+    buffer = bytearray(height * width * channels * kind.itemsize)
+    with tempfile.TemporaryDirectory() as folder:
+        write_stream(f'{folder}/stream.dcm', stream, syntax, bits)
+        reader.SetFileName(f'{folder}/stream.dcm')
+        box.SetDomain(0, width - 1, 0, height - 1, 0, 0)
+        is_read = reader.ReadInformation()
+        reader.SetRegion(box)
+        if not is_read or reader.ComputeBufferLength() != len(buffer) or not reader.ReadIntoBuffer(buffer): raise Unreadable('its compressed stream is damaged')
+    return np.frombuffer(buffer, kind).reshape((height, width, channels)[:2 + (channels > 1)])
+
+# %% ../nbs/01a_radiograph.ipynb #6d20f2e3
+def check_length(
     data: pydicom.Dataset,
     header: Header,
-    frame: int,
-) -> np.ndarray:  # (H,W)
-    "Stored values of a gray JPEG or JPEG-LS frame. Raises `Unreadable` where GDCM does."
-    reader, box = gdcm.ImageRegionReader(), gdcm.BoxRegion()
-    reader.SetFileName(str(path))
-    box.SetDomain(0, header.width - 1, 0, header.height - 1, frame, frame)
-    is_read = reader.ReadInformation()
-    reader.SetRegion(box)
-    buffer = bytearray(reader.ComputeBufferLength() if is_read else 0)
-    if len(buffer) != header.height * header.width * data.BitsAllocated // 8 or not reader.ReadIntoBuffer(buffer): raise Unreadable('its compressed stream is damaged')
-    return np.frombuffer(buffer, f'<{"ui"[data.PixelRepresentation]}{data.BitsAllocated // 8}').reshape(header.height, header.width)  # (H,W)
+):
+    "Raise `Unreadable` where uncompressed pixel data are shorter than the header promises, or a picture longer."
+    samples = 2 if header.photometric == 'YBR_FULL_422' else data.SamplesPerPixel
+    needs = header.frames * header.height * header.width * samples * data.BitsAllocated // 8
+    if not needs <= len(data.PixelData) < needs + needs // header.frames: raise Unreadable(f'its pixel data are {len(data.PixelData):,} bytes, its header promises {needs:,}')
 
-# %% ../nbs/01a_radiograph.ipynb #d42bb5c4
-for silence in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff): silence()  # it would quote the file
-
+# %% ../nbs/01a_radiograph.ipynb #b55d5d59
 def decode(
-    path: str | Path,
     data: pydicom.Dataset,
     header: Header,
     frame: int,  # 0…frames-1
 ) -> np.ndarray:  # (H,W) stored values, or (H,W,3) RGB
     "One frame as stored."
-    syntax = data.file_meta.TransferSyntaxUID
-    check_stream(data, header, frame)
-    if data.SamplesPerPixel == 1 and syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes): return decode_jpeg(path, data, header, frame)
-    is_colour_jpeg = syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes)
-    return pixel_array(data, index=frame, decoding_plugin='pylibjpeg' if syntax.is_compressed and not is_colour_jpeg else '')
+    syntax, is_gray = data.file_meta.TransferSyntaxUID, data.SamplesPerPixel == 1
+    if not syntax.is_encapsulated: check_length(data, header); return pixel_array(data, index=frame, correct_unused_bits=False)
+    stream = checked_stream(data, header, frame)
+    bits = stream_header(stream)[2]
+    if syntax not in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes): values = pixel_array(data, index=frame, decoding_plugin='pylibjpeg', correct_unused_bits=False)
+    elif syntax in (JPEGBaseline8Bit, JPEGExtended12Bit) and bits == 8: values = pixel_array(data, index=frame, decoding_plugin='pillow')
+    elif is_gray or header.photometric == 'RGB': values = decode_gdcm(stream, syntax)
+    else: values = convert_color_space(decode_gdcm(stream, syntax), header.photometric, 'RGB')  # (H,W,3)
+    if is_gray and data.PixelRepresentation: return values.view(f'<i{values.itemsize}')  # (H,W)
+    return values.clip(max=2**header.bits - 1) if is_gray and bits > header.bits else values  # lossy streams overshoot
 
-# %% ../nbs/01a_radiograph.ipynb #acd32e58
+# %% ../nbs/01a_radiograph.ipynb #c2caffbe
 def meant(
     stored: np.ndarray,  # integers as stored
     data: pydicom.Dataset,
@@ -264,7 +300,7 @@ def meant(
     values = stored.astype(np.int64) >> max(int(data.get('HighBit') or bits - 1) + 1 - bits, 0) & 2**bits - 1
     return values - (values >> bits - 1 << bits) if data.PixelRepresentation else values
 
-# %% ../nbs/01a_radiograph.ipynb #6c79b689
+# %% ../nbs/01a_radiograph.ipynb #12c62370
 def is_padding(
     values: np.ndarray,  # as `meant` gives them
     data: pydicom.Dataset,
@@ -274,7 +310,7 @@ def is_padding(
     edges = meant(np.array([int(data.PixelPaddingValue), int(data.get('PixelPaddingRangeLimit', data.PixelPaddingValue))]), data)
     return (edges.min() <= values) & (values <= edges.max())
 
-# %% ../nbs/01a_radiograph.ipynb #bd8a10a2
+# %% ../nbs/01a_radiograph.ipynb #872f3584
 def read_lut(
     item: pydicom.Dataset,  # of a ModalityLUTSequence or VOILUTSequence
     signed: bool,           # whether the values to look up may be negative
@@ -287,7 +323,7 @@ def read_lut(
     if len(entries) < n: raise Unreadable(f'its look-up table has {len(entries)} of {n} entries')
     return first - 2**16 if signed and first >= 2**15 else first, entries
 
-# %% ../nbs/01a_radiograph.ipynb #9ec34648
+# %% ../nbs/01a_radiograph.ipynb #ce8c092e
 def look_up(
     values: np.ndarray,
     first: int,           # value that the first entry stands for
@@ -296,7 +332,7 @@ def look_up(
     "The entry of each value; values outside the table get its first or last."
     return entries[(np.rint(values).astype(np.int64) - first).clip(0, len(entries) - 1)]
 
-# %% ../nbs/01a_radiograph.ipynb #541120e3
+# %% ../nbs/01a_radiograph.ipynb #98ca0554
 def modality(
     values: np.ndarray,
     data: pydicom.Dataset,
@@ -308,7 +344,7 @@ def modality(
     if not slope[0]: raise Unreadable('its RescaleSlope is 0')
     return values * slope[0] + intercept[0]
 
-# %% ../nbs/01a_radiograph.ipynb #c953ca81
+# %% ../nbs/01a_radiograph.ipynb #ebb0dd40
 def window(
     values: np.ndarray,
     center: float, width: float,  # in the units of `values`
@@ -321,7 +357,7 @@ def window(
     if not width: return (values > center).astype(float)
     return ((values - center) / width + .5).clip(0, 1)
 
-# %% ../nbs/01a_radiograph.ipynb #a4d3acdf
+# %% ../nbs/01a_radiograph.ipynb #53591472
 def voi(
     values: np.ndarray,
     data: pydicom.Dataset,
@@ -335,7 +371,7 @@ def voi(
     function = word(data, 'VOILUTFunction', {f: f for f in ('', 'LINEAR', 'LINEAR_EXACT', 'SIGMOID')}) or 'LINEAR'
     return window(values, center[0], width[0], function), (0., 1.)
 
-# %% ../nbs/01a_radiograph.ipynb #ee7d0c2b
+# %% ../nbs/01a_radiograph.ipynb #d3a915f9
 def shown(
     stored: np.ndarray,  # (H,W)
     data: pydicom.Dataset,
@@ -355,7 +391,7 @@ def shown(
     table[candidates.view(f'u{stored.itemsize}')] = np.where(padding, 0, unit.clip(0, 1))
     return table[stored.view(f'u{stored.itemsize}')]  # (H,W)
 
-# %% ../nbs/01a_radiograph.ipynb #110b09b3
+# %% ../nbs/01a_radiograph.ipynb #0e080534
 def occurring(
     stored: np.ndarray,      # (H,W)
     candidates: np.ndarray,  # (n,) the values from its smallest to its largest
@@ -370,7 +406,7 @@ def occurring(
     there = there[candidates.view(f'u{stored.itemsize}')]
     return there & ~padding if (there & ~padding).any() else there
 
-# %% ../nbs/01a_radiograph.ipynb #b8826b00
+# %% ../nbs/01a_radiograph.ipynb #4e336e4f
 def open_dicom(
     path: str | Path,
     **options,  # of pydicom.dcmread
@@ -381,7 +417,7 @@ def open_dicom(
     if not data.file_meta.get('TransferSyntaxUID'): data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if data.original_encoding[0] else ExplicitVRLittleEndian
     return data
 
-# %% ../nbs/01a_radiograph.ipynb #a7b4a058
+# %% ../nbs/01a_radiograph.ipynb #d5975823
 def read_dicom(
     path: str | Path,
     frame: int | None = None,  # 0…frames-1, None where there is but one
@@ -390,11 +426,11 @@ def read_dicom(
     data = open_dicom(path)
     if not data.get_item('PixelData'): raise Unreadable('it holds no pixel data')
     header = dicom_header(data)
-    stored = decode(path, data, header, chosen_frame(header.frames, frame))
+    stored = decode(data, header, chosen_frame(header.frames, frame))
     if header.photometric == 'PALETTE COLOR': return apply_color_lut(stored, data), header
     return (stored if stored.ndim == 3 else shown(stored, data, header.photometric)), header
 
-# %% ../nbs/01a_radiograph.ipynb #64f434f0
+# %% ../nbs/01a_radiograph.ipynb #9068c273
 @contextmanager
 def naming(
     path: str | Path,
@@ -403,13 +439,14 @@ def naming(
     try: yield
     except Unreadable as e: reason = str(e)
     except UnidentifiedImageError: reason = 'it is no PNG, JPEG, TIFF or DICOM file'
+    except Image.DecompressionBombError: reason = f'it has more than {MAX_PIXELS:,} pixels'
     except MemoryError: reason = 'it asks for more memory than there is'
     except OSError as e: reason = e.strerror or ' '.join(str(e).replace(str(path), 'it').split())
     except Exception as e: reason = f'it is damaged ({type(e).__name__})'
     else: return
     raise UserError(f'cannot read {path}: {reason}; mend or replace the file, or leave it out of the table') from None
 
-# %% ../nbs/01a_radiograph.ipynb #208a356e
+# %% ../nbs/01a_radiograph.ipynb #08d5c5bf
 def is_dicom(
     path: str | Path,
 ) -> bool:
@@ -429,7 +466,7 @@ def read_pixels(
     with naming(path):
         return (read_dicom if is_dicom(path) else read_picture)(path, frame)
 
-# %% ../nbs/01a_radiograph.ipynb #536abad9
+# %% ../nbs/01a_radiograph.ipynb #f79336eb
 def read_header(
     path: str | Path,
 ) -> Header:
@@ -516,7 +553,7 @@ def check_array(
     except Unreadable as e: raise UserError(f'cannot use the array: {e}; cut it first') from None
     return pixels
 
-# %% ../nbs/01a_radiograph.ipynb #f6a3fd17
+# %% ../nbs/01a_radiograph.ipynb #3f16d25b
 @dataclass(frozen=True)
 class Radiograph:
     "A radiograph as a square, the way back to its pixels, and what its file says of it."
@@ -524,7 +561,7 @@ class Radiograph:
     geometry: Geometry
     header: Header
 
-# %% ../nbs/01a_radiograph.ipynb #5fc9041e
+# %% ../nbs/01a_radiograph.ipynb #eb5cb4ba
 def open_radiograph(
     path: str | Path | np.ndarray,  # PNG (8, 16 bit), JPEG, TIFF, DICOM; or pixels (H,W) or (H,W,3)
     size: int,                      # of the square, pixels
