@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['MANIFEST_COLUMNS', 'MAX_TEXT', 'view_names', 'to_manifest', 'separator', 'read_cells', 'open_table', 'finding_name',
            'split_labels', 'labels_of_list', 'each_once', 'listed_labels', 'labels_of_columns', 'absolute_paths',
-           'identities', 'texts', 'split_names', 'written_from', 'run_chunk', 'run_parts', 'in_workers',
+           'identities', 'one_line', 'texts', 'split_names', 'written_from', 'run_chunk', 'run_parts', 'in_workers',
            'label_reports', 'read_table', 'print_summary', 'concatenate', 'to_parquet', 'patient_number',
            'split_by_patient', 'check_split', 'file_facts', 'thumbnail', 'perceptual_hash', 'scan_one', 'read_once',
            'scan']
 
-# %% ../nbs/01_data.ipynb #ef120fdf
-import gzip, hashlib, multiprocessing, os, re, zlib
+# %% ../nbs/01_data.ipynb #a6b35576
+import gzip, hashlib, os, re, zlib
 from collections import deque
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np, pandas as pd, pydicom
+from joblib import Parallel, delayed
 from PIL import Image
 from scipy.fft import dctn
 
@@ -41,7 +41,7 @@ def view_names(
     capitals = views.str.strip().str.upper()
     return capitals.map(_VIEWS).fillna(capitals)
 
-# %% ../nbs/01_data.ipynb #a2deefb5
+# %% ../nbs/01_data.ipynb #626d79af
 def to_manifest(
     table: pd.DataFrame,  # any of `MANIFEST_COLUMNS` and of the findings, `path` at least
     name: str | Path,     # of the table or data set, for errors
@@ -50,7 +50,8 @@ def to_manifest(
     table = table.reset_index(drop=True)
     if not len(table): raise UserError(f'{name} has no rows: give one image a row')
     text, numbers = ([c for c in columns if c in table] for columns in (MANIFEST_COLUMNS, FINDINGS))
-    manifest = pd.concat([table[text].fillna('').astype(str), table[numbers].astype(float)], axis=1)
+    as_text = lambda column: column if column.dtype == 'str' and not column.hasnans else column.astype('string').fillna('').astype(str)
+    manifest = pd.DataFrame({c: as_text(table[c]) for c in text} | {c: table[c].astype(float) for c in numbers})
     manifest = manifest.assign(**{c: '' for c in MANIFEST_COLUMNS if c not in table}, **{c: np.nan for c in FINDINGS if c not in table})
     manifest['view'] = view_names(manifest['view'])
     if manifest.path.duplicated().any():
@@ -196,20 +197,29 @@ def identities(
     study = study.where(study != '', table['path'])
     return study, patient.where(patient != '', study), int((patient == '').sum())
 
-# %% ../nbs/01_data.ipynb #a4d4a60e
+# %% ../nbs/01_data.ipynb #30ed78a2
+def one_line(
+    text: str,
+) -> str:
+    "A text without line breaks and runs of spaces; '' where it has fewer than three letters."
+    text = ' '.join(text.split())
+    return text if re.search(r'(?:[^\W\d_].*?){3}', text) and text.lower() != 'nan' else ''
+
+# %% ../nbs/01_data.ipynb #15d65437
 MAX_TEXT = 100_000  # characters; the longest reports have some thousand
 
 def texts(
     table: pd.DataFrame,  # as `open_table` gives it, without label lists in it
     path: str | Path,     # of the table, for the error
-) -> tuple[list[str], list[str]]:  # findings, impression
+) -> tuple:  # findings, impression: a text a row
     "Findings and impression of each row on one line, from section columns or from one whole report; '' where there are fewer than three letters. Raises `UserError` for a text that is none."
     for column in [c for c in ('text', 'findings_text', 'impression_text') if c in table]:
         long = table[column].str.len() > MAX_TEXT
         if long.any(): raise UserError(f'{path}, row {long.idxmax() + 1}: its {column} has more than {MAX_TEXT:,} characters; look for a quotation mark that is never closed')
-    whole = each_once(report_sections, table['text']) if 'text' in table else [{}] * len(table)
-    pick = lambda section: [' '.join((own or w.get(section, '')).split()) for own, w in zip(table.get(f'{section}_text', [''] * len(table)), whole)]
-    return tuple([t if re.search(r'(?s)(?:[^\W\d_].*?){3}', t) and t.lower() != 'nan' else '' for t in pick(section)] for section in ('findings', 'impression'))
+    own = {section: each_once(one_line, table.get(f'{section}_text', pd.Series('', table.index))) for section in ('findings', 'impression')}
+    if 'text' not in table: return tuple(own.values())
+    whole = each_once(report_sections, table['text'])
+    return tuple([o or one_line(w.get(section, '')) for o, w in zip(cells, whole)] for section, cells in own.items())
 
 # %% ../nbs/01_data.ipynb #5cd92609
 _SPLIT_NAMES = {'train': 'train', 'training': 'train', 'valid': 'valid', 'val': 'valid', 'validate': 'valid', 'validation': 'valid', 'dev': 'valid', 'test': 'test', 'testing': 'test', '': '', 'nan': ''}
@@ -234,58 +244,55 @@ def written_from(
     has_text = {'text', 'findings_text', 'impression_text'} & {*table}
     return [''] * len(table) if has_text or labels is None else [labels_to_text(row) for row in labels.to_dict('records')]
 
-# %% ../nbs/01_data.ipynb #9b5bba5c
+# %% ../nbs/01_data.ipynb #9332c044
 def run_chunk(
     function,     # of one item
     items: list,
-) -> list:
+    part: list = (),  # positions of the items, given back with the results
+) -> tuple[list, list]:
     "`function` of each item: what a process does at a time."
-    return [function(item) for item in items]
+    return part, [function(item) for item in items]
 
-# %% ../nbs/01_data.ipynb #e28d7bfc
+# %% ../nbs/01_data.ipynb #bf4dbee6
 def run_parts(
-    function,         # of one item; importable by name, for another process calls it
+    function,         # of one item
     items: list,
     parts: deque,     # lists of positions in `items`; those that were begun are taken out
-    workers: int,     # processes, and parts under way at a time
+    workers: int,     # parts under way at a time, each in a process
     take,             # called with a part and its results
 ) -> list:  # parts that were under way when a process died; empty where none did
-    "Run parts in fresh processes until all are done or a process dies. Raises `UserError` where no process can start."
-    context = multiprocessing.get_context('forkserver')  # not fork: this process may hold threads and their locks
-    context.set_forkserver_preload(['chexmix.data'])
-    with ProcessPoolExecutor(min(workers, len(parts)), mp_context=context) as pool:
-        try: pool.submit(os.getpid).result()
-        except BrokenProcessPool as e: raise UserError("no process can be started: in a script, call from under `if __name__ == '__main__':`") from e
-        flight = {}
-        try:
-            while parts or flight:
-                while parts and len(flight) < workers:
-                    part = parts.popleft()
-                    flight[pool.submit(run_chunk, function, [items[i] for i in part])] = part
-                for future in wait(flight, return_when=FIRST_COMPLETED).done:
-                    take(flight[future], future.result())
-                    del flight[future]
-        except BrokenProcessPool: return [part for future, part in flight.items()]
+    "Run parts in other processes until all are done or a process dies."
+    flight = {}
+    def tasks():
+        while parts:
+            part = parts.popleft()
+            flight[part[0]] = part
+            yield delayed(run_chunk)(function, [items[i] for i in part], part)
+    try:
+        # at least two jobs: with one, joblib would work in this process
+        for part, values in Parallel(max(2, workers), return_as='generator_unordered', pre_dispatch=workers, batch_size=1)(tasks()):
+            take(part, values)
+            del flight[part[0]]
+    except BrokenProcessPool: return list(flight.values())
     return []
 
-# %% ../nbs/01_data.ipynb #81efba47
+# %% ../nbs/01_data.ipynb #b2efca15
 def in_workers(
-    function,                    # of one item; importable by name
+    function,                    # of one item
     items: list,
     what: str = '',              # a few words for the line of progress
     workers: int | None = None,  # processes; None: one a core
     chunk: int = 16,             # items a process does at a time
 ) -> list:  # one result an item; None where the item killed its process
     "`function` of every item, in other processes: one that dies costs only the item that it died of."
-    workers, results, parts = workers or os.cpu_count(), [None] * len(items), deque(range(len(items))[i:i + chunk] for i in range(0, len(items), chunk))
+    workers, results, parts = workers or os.cpu_count(), [None] * len(items), deque(list(range(len(items))[i:i + chunk]) for i in range(0, len(items), chunk))
     with progress(None, what, total=len(items)) as bar:
         def take(part, values):
             for i, value in zip(part, values): results[i] = value
             bar.update(len(part))
         while parts:
-            suspects = deque([i] for part in run_parts(function, items, parts, workers, take) for i in part)
-            while suspects:
-                for culprit in run_parts(function, items, suspects, 1, take): take(culprit, [None])
+            for i in chain.from_iterable(run_parts(function, items, parts, workers, take)):
+                if run_parts(function, items, deque([[i]]), 1, take): take([i], [None])
     return results
 
 # %% ../nbs/01_data.ipynb #abae4bd6
@@ -365,7 +372,7 @@ def patient_number(
     "A number in [0, 1) that depends on the patient's id alone."
     return int.from_bytes(hashlib.sha256(str(patient_id).encode()).digest()[:8], 'big') / 2**64
 
-# %% ../nbs/01_data.ipynb #46f4f87a
+# %% ../nbs/01_data.ipynb #99a735f6
 def split_by_patient(
     manifest: pd.DataFrame,
     fractions: tuple = (.7, .1, .2),  # of patients in train, valid, test
@@ -373,8 +380,9 @@ def split_by_patient(
     "A copy of `manifest` with a split for every row: as given, else the one its patient has elsewhere, else by a hash of the patient."
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6: raise UserError(f'fractions {fractions} must be three numbers that sum to 1')
     given = manifest[manifest['split'] != ''].groupby('patient_id')['split'].first()
-    edges = np.cumsum(fractions)[:2]
-    drawn = {p: ('train', 'valid', 'test')[int(np.searchsorted(edges, patient_number(p), side='right'))] for p in manifest.patient_id.unique()}
+    patients = manifest.patient_id.unique().tolist()
+    drawn = np.searchsorted(np.cumsum(fractions)[:2], [patient_number(p) for p in patients], side='right')
+    drawn = dict(zip(patients, np.array(['train', 'valid', 'test'])[drawn]))
     own = manifest['split'].where(manifest['split'] != '', manifest.patient_id.map({**drawn, **given}))
     return manifest.assign(split=own)
 
