@@ -7,10 +7,9 @@ __all__ = ['MANIFEST_COLUMNS', 'MAX_TEXT', 'view_names', 'to_manifest', 'separat
            'split_labels', 'labels_of_list', 'each_once', 'listed_labels', 'labels_of_columns', 'absolute_paths',
            'identities', 'one_line', 'texts', 'split_names', 'written_from', 'run_chunk', 'run_parts', 'in_workers',
            'label_reports', 'read_table', 'print_summary', 'concatenate', 'to_parquet', 'patient_number',
-           'split_by_patient', 'check_split', 'file_facts', 'thumbnail', 'perceptual_hash', 'scan_one', 'read_once',
-           'scan']
+           'split_by_patient', 'check_split', 'thumbnail', 'perceptual_hash', 'scan_one', 'read_once', 'scan']
 
-# %% ../nbs/01_data.ipynb #a6b35576
+# %% ../nbs/01_data.ipynb #718f0c80
 import gzip, hashlib, os, re, zlib
 from collections import deque
 from concurrent.futures.process import BrokenProcessPool
@@ -18,14 +17,14 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import numpy as np, pandas as pd, pydicom
+import numpy as np, pandas as pd
 from joblib import Parallel, delayed
 from PIL import Image
 from scipy.fft import dctn
 
 from .core import UserError, atomic, progress
 from .labels import FINDINGS, label_report, labels_to_text, report_sections, report_text, with_parents
-from .radiograph import geometry, read_radiograph
+from .radiograph import Geometry, geometry, open_radiograph
 
 # %% ../nbs/01_data.ipynb #1076a030
 MANIFEST_COLUMNS = ('study_id', 'patient_id', 'path', 'view', 'findings_text', 'impression_text', 'split', 'source')
@@ -398,27 +397,13 @@ def check_split(
     print('patient-disjoint split: ' + ', '.join(f'{name} {row.images} images, {row.studies} studies of {row.patients} patients' for name, row in counts.iterrows()))
     return counts
 
-# %% ../nbs/01_data.ipynb #eb0e58c6
-def file_facts(
-    path: str | Path,
-) -> dict:  # format, height, width, bits, view
-    "What the header of an image file says of its form. Nothing in it names a person."
-    with open(path, 'rb') as file: is_dicom = file.read(132)[128:] == b'DICM' or str(path).lower().endswith(('.dcm', '.dicom'))
-    if is_dicom:
-        h = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=['Rows', 'Columns', 'BitsStored', 'ViewPosition'])
-        return dict(format='DICOM', height=int(h.Rows), width=int(h.Columns), bits=int(h.BitsStored), view=str(h.get('ViewPosition') or ''))
-    with Image.open(path) as picture:
-        return dict(format=picture.format, height=picture.height, width=picture.width, bits={'I': 16, 'F': 32, '1': 1}.get(picture.mode[0], 8), view='')
-
-# %% ../nbs/01_data.ipynb #39307ac3
+# %% ../nbs/01_data.ipynb #f091f007
 def thumbnail(
-    image: np.ndarray,         # (size,size) in [0,1]
-    height: int, width: int,   # of the original, pixels
-    policy: str = 'pad',       # how it was laid into the square
+    image: np.ndarray,  # (size,size) in [0,1]
+    place: Geometry,    # how it was laid into the square
 ) -> np.ndarray:  # (32,32)
     "The image without the square's padding, in 32×32 cells."
-    g = geometry(height, width, len(image), policy)
-    content = image[max(g.top, 0):g.top + g.rows, max(g.left, 0):g.left + g.cols]
+    content = image[max(place.top, 0):place.top + place.rows, max(place.left, 0):place.left + place.cols]
     return np.array(Image.fromarray(content).resize((32, 32), Image.Resampling.BOX))
 
 # %% ../nbs/01_data.ipynb #93456051
@@ -429,20 +414,19 @@ def perceptual_hash(
     waves = dctn(thumb, norm='ortho')[:16, :16].ravel()[1:]
     return np.packbits(np.append(waves > np.median(waves), False)).tobytes()
 
-# %% ../nbs/01_data.ipynb #c1a57ff2
+# %% ../nbs/01_data.ipynb #ab96d3e5
 def scan_one(
     path: str,
     size: int,    # pixels on each side
     policy: str,  # see `geometry`
-) -> dict:  # reason ('' where readable), facts of the header, pixels (hash), phash, thumb (256 bytes: 16×16)
+) -> dict:  # reason ('' where readable); of the header: height, width, bits, view; pixels (hash), phash, thumb (256 bytes: 16×16)
     "Read one radiograph and keep what a scan needs of it."
-    try:
-        image = read_radiograph(path, size, policy)
-        facts = file_facts(path)
-        thumb = thumbnail(image, facts['height'], facts['width'], policy)
-        coarse = (thumb.reshape(16, 2, 16, 2).mean((1, 3)) * 255).round().astype(np.uint8)
-        return dict(facts, path=path, reason='', pixels=hashlib.blake2b(image.tobytes(), digest_size=12).hexdigest(), phash=perceptual_hash(thumb), thumb=coarse.tobytes())
+    try: read = open_radiograph(path, size, policy)
     except UserError as e: return dict(path=path, reason=str(e))
+    thumb, h = thumbnail(read.image, read.geometry), read.header
+    coarse = (thumb.reshape(16, 2, 16, 2).mean((1, 3)) * 255).round().astype(np.uint8)
+    return dict(path=path, reason='', height=h.height, width=h.width, bits=h.bits, view=h.view,
+                pixels=hashlib.blake2b(read.image.tobytes(), digest_size=12).hexdigest(), phash=perceptual_hash(thumb), thumb=coarse.tobytes())
 
 # %% ../nbs/01_data.ipynb #b00fc089
 def read_once(

@@ -8,8 +8,8 @@ __all__ = ['PAGES', 'IMAGE_ENDINGS', 'DATASETS', 'needed', 'in_threads', 'report
            'xml_report', 'open_i_rows', 'open_i', 'nih', 'padchest_labels', 'padchest', 'votes', 'vindr_cxr',
            'rexgradient', 'files_below', 'beside', 'folder', 'dicom_identity', 'dicom_folder', 'read_data']
 
-# %% ../nbs/01c_datasets.ipynb #343ce901
-import glob, hashlib, os, re
+# %% ../nbs/01c_datasets.ipynb #358d3ae3
+import glob, os, re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
@@ -22,6 +22,7 @@ from .core import UserError, read_json
 from .data import (check_split, each_once, in_workers, labels_of_columns, labels_of_list, label_reports, patient_number, print_summary, read_cells,
                           read_table, run_chunk, split_by_patient, split_labels, split_names, texts, to_manifest)
 from .labels import FINDINGS, report_sections, with_parents
+from .radiograph import hashed, is_dicom, read_header
 
 # %% ../nbs/01c_datasets.ipynb #e8a0175b
 PAGES = {'mimic_cxr': 'MIMIC-CXR-JPG (images, tables) and MIMIC-CXR (DICOM, mimic-cxr-reports.zip) on physionet.org', 'chexpert': 'CheXpert on the Stanford AIMI data page', 'chexpert_plus': 'CheXpert Plus on the Stanford AIMI data page',
@@ -432,19 +433,19 @@ def folder(
     rows['findings_text'], rows['impression_text'] = beside(paths)
     return label_reports(published(rows, 'folder', alone=sum(os.sep not in n for n in names)))
 
-# %% ../nbs/01c_datasets.ipynb #95197325
+# %% ../nbs/01c_datasets.ipynb #c4df957f
 def dicom_identity(
     path: str,
 ) -> dict | None:  # study_id, patient_id (hashes), view, modality; None where it is no DICOM file
     "What groups DICOM files into studies. A damaged file is a study of its own, for the scan to name."
-    hidden = lambda value: hashlib.blake2b(str(value).encode(), digest_size=8).hexdigest() if value else ''
     try:
-        with open(path, 'rb') as file: is_dicom = file.read(132)[128:] == b'DICM' or path.lower().endswith(('.dcm', '.dicom'))
-        if not is_dicom: return None
-        h = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=['StudyInstanceUID', 'PatientID', 'ViewPosition', 'Modality'])
-        study, patient, view, modality = (str(h.get(tag) or '') for tag in ('StudyInstanceUID', 'PatientID', 'ViewPosition', 'Modality'))
-    except Exception: study = patient = view = modality = ''  # any damage that pydicom can meet: the scan says which
-    return dict(study_id=hidden(study) or hidden(path), patient_id=hidden(patient) or hidden(study) or hidden(path), view=view, modality=modality, alone=not patient)
+        if not is_dicom(path): return None
+        h, modality = read_header(path), str(pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=['Modality']).get('Modality') or '')
+    except Exception:  # whatever the damage; an empty file with another ending is none of ours
+        if Path(path).suffix.lower() not in ('', '.dcm', '.dicom'): return None
+        return dict(study_id=hashed(path.encode()), patient_id=hashed(path.encode()), view='', modality='', alone=True)
+    study = h.study or hashed(path.encode())
+    return dict(study_id=study, patient_id=h.patient or study, view=h.view, modality=modality, alone=not h.patient)
 
 # %% ../nbs/01c_datasets.ipynb #aa86ab27
 def dicom_folder(

@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 
-from chexmix.audit import NEAR, ODD, audit, correlation, findings_of, likeness, near_pairs, same_image
-from chexmix.core import UserError
-from chexmix.data import perceptual_hash, read_once, read_table, scan, thumbnail, to_manifest
+from chexmix.audit import NEAR, ODD, audit, correlation, likeness, near_pairs, same_image
+from chexmix.data import perceptual_hash, read_table, scan, thumbnail, to_manifest
 from chexmix.labels import FINDINGS
 from chexmix.phantom import write_phantoms
+from chexmix.radiograph import geometry
 
 SHARED = Path(__file__).parents[2]/'shared'
 
@@ -64,10 +64,6 @@ def test_nothing_readable_is_a_result_too(tmp_path):
     assert found.table.found['cannot be read'] == 2 and len(found.quarantine) == 2 and (tmp_path/'out'/'audit.png').exists()
 
 
-def test_a_folder_that_cannot_be_written(phantoms, tmp_path):
-    (tmp_path/'file').write_text('')
-    with pytest.raises(UserError, match='cannot write'): audit(read_table(phantoms/'manifest.csv').head(2), tmp_path/'file'/'out')
-
 
 def test_pairs_agree_with_counting_all():
     g = np.random.default_rng(0)
@@ -88,7 +84,7 @@ def test_few_images(n):
 
 def test_images_of_one_gray_do_not_break_it():
     assert correlation(np.ones((3, 16, 16)), np.arange(256.).reshape(16, 16)).tolist() == [0, 0, 0]
-    assert len(perceptual_hash(thumbnail(np.zeros((64, 64), np.float32), 300, 200))) == 32
+    assert len(perceptual_hash(thumbnail(np.zeros((64, 64), np.float32), geometry(300, 200, 64)))) == 32
 
 
 @pytest.mark.skipif(not (SHARED/'data'/'open_cxr').exists(), reason='real radiographs not here: shared/data/open_cxr')
