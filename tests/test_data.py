@@ -1,14 +1,26 @@
-"""Tables, labels, splits and the scan, and every way in which a table can be wrong."""
+"""Every format that can hold a radiograph, and every way in which a file or a table can be wrong."""
+import gzip
+import io
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless,
+                         SecondaryCaptureImageStorage, generate_uid)
 
 from chexmix.core import UserError
-from chexmix.data import MANIFEST_COLUMNS, check_split, read_table, scan, split_by_patient
+from chexmix.data import MANIFEST_COLUMNS, check_split, concatenate, in_workers, read_table, scan, split_by_patient, to_manifest, to_parquet
 from chexmix.labels import FINDINGS, label_report, labels_to_text, report_sections, report_text, resolve_uncertain, with_parents
+from chexmix.radiograph import geometry, read_radiograph
 
 SHARED = Path(__file__).parents[2]/'shared'
 needs = lambda path: pytest.mark.skipif(not (SHARED/path).exists(), reason=f'real data not here: shared/{path}')
@@ -23,9 +35,163 @@ def gray():
     return pixels
 
 
+def dicom(path, pixels, photometric='MONOCHROME2', syntax=ExplicitVRLittleEndian, **tags):
+    "A minimal DICOM file. Compressed syntaxes get their stream from pydicom (RLE) or Pillow (JPEG, JPEG 2000)."
+    data = pydicom.Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if syntax == ImplicitVRLittleEndian else ExplicitVRLittleEndian
+    data.SOPClassUID, data.SOPInstanceUID, data.PatientName = SecondaryCaptureImageStorage, generate_uid(), 'SECRET^NAME'
+    data.Rows, data.Columns, data.PhotometricInterpretation = *pixels.shape[:2], photometric
+    data.SamplesPerPixel = 1 if pixels.ndim == 2 else 3
+    if pixels.ndim == 3: data.PlanarConfiguration = 0
+    data.BitsAllocated = data.BitsStored = 8 * pixels.itemsize
+    data.HighBit, data.PixelRepresentation = data.BitsStored - 1, int(pixels.dtype.kind == 'i')
+    data.PixelData = pixels.tobytes() + b'\0' * (pixels.nbytes % 2)
+    for name, value in tags.items(): setattr(data, name, value)
+    if syntax == RLELossless: data.compress(syntax, generate_instance_uid=False)
+    if syntax in (JPEG2000Lossless, JPEGBaseline8Bit):
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, **(dict(format='JPEG2000', no_jp2=True) if syntax == JPEG2000Lossless else dict(format='JPEG', quality=95)))
+        data.PixelData = encapsulate([stream.getvalue()])
+    if syntax in (JPEG2000Lossless, JPEGBaseline8Bit, DeflatedExplicitVRLittleEndian): data.file_meta.TransferSyntaxUID = syntax
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
 def picture(path, array, mode=None, **options):
     image = Image.fromarray(array)
     (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def renamed(path, to):
+    path.rename(to)
+    return to
+
+
+FORMATS = {
+    'png 8 bit': lambda d, p: picture(d/'a.png', p),
+    'png 16 bit': lambda d, p: picture(d/'a.png', p.astype(np.uint16) * 257),
+    'png 16 bit, 12 used': lambda d, p: picture(d/'a.png', p.astype(np.uint16) * 16),
+    'png 16 bit, 8 used': lambda d, p: picture(d/'a.png', p.astype(np.uint16)),
+    'png colour': lambda d, p: picture(d/'a.png', p, 'RGB'),
+    'png transparent': lambda d, p: picture(d/'a.png', p, 'RGBA'),
+    'png gray and alpha': lambda d, p: picture(d/'a.png', p, 'LA'),
+    'png palette': lambda d, p: picture(d/'a.png', p, 'P'),
+    'png named jpg': lambda d, p: renamed(picture(d/'a.png', p), d/'a.jpg'),
+    'tiff 8 bit': lambda d, p: picture(d/'a.tif', p),
+    'tiff 16 bit': lambda d, p: picture(d/'a.tiff', p.astype(np.uint16) * 100),
+    'tiff float': lambda d, p: picture(d/'a.tif', p.astype(np.float32) / 255),
+    'tiff lzw': lambda d, p: picture(d/'a.tif', p, compression='tiff_lzw'),
+    'dicom explicit': lambda d, p: dicom(d/'a.dcm', p),
+    'dicom implicit': lambda d, p: dicom(d/'a.dcm', p, syntax=ImplicitVRLittleEndian),
+    'dicom deflated': lambda d, p: dicom(d/'a.dcm', p, syntax=DeflatedExplicitVRLittleEndian),
+    'dicom rle': lambda d, p: dicom(d/'a.dcm', p, syntax=RLELossless),
+    'dicom jpeg 2000': lambda d, p: dicom(d/'a.dcm', p, syntax=JPEG2000Lossless),
+    'dicom 16 bit': lambda d, p: dicom(d/'a.dcm', p.astype(np.uint16) * 13 + 5),
+    'dicom 12 of 16 bit': lambda d, p: dicom(d/'a.dcm', p.astype(np.uint16) * 16, BitsStored=12, HighBit=11),
+    'dicom signed': lambda d, p: dicom(d/'a.dcm', p.astype(np.int16) * 9 - 1000),
+    'dicom rescale': lambda d, p: dicom(d/'a.dcm', p.astype(np.uint16), RescaleSlope=4, RescaleIntercept=-1024),
+    'dicom monochrome1': lambda d, p: dicom(d/'a.dcm', 255 - p, 'MONOCHROME1'),
+    'dicom monochrome1 16 bit': lambda d, p: dicom(d/'a.dcm', 9999 - p.astype(np.uint16) * 7, 'MONOCHROME1'),
+    'dicom presentation inverse': lambda d, p: dicom(d/'a.dcm', 255 - p, PresentationLUTShape='INVERSE'),
+    'dicom rgb': lambda d, p: dicom(d/'a.dcm', np.repeat(p[..., None], 3, 2), 'RGB'),
+    'dicom without extension': lambda d, p: dicom(d/'a', p),
+    'array 8 bit': lambda d, p: p,
+    'array fractions': lambda d, p: p / 255,
+    'array 16 bit': lambda d, p: p.astype(np.int32) * 200 - 7,
+    'array colour': lambda d, p: np.repeat(p[..., None], 3, 2),
+}
+
+
+@pytest.mark.parametrize('policy', ['pad', 'crop'])
+@pytest.mark.parametrize('name', FORMATS)
+def test_same_pixels_same_array(name, policy, tmp_path, gray):
+    got = read_radiograph(FORMATS[name](tmp_path, gray), 48, policy)
+    np.testing.assert_allclose(got, read_radiograph(gray, 48, policy), atol=1e-6)
+    assert got.shape == (48, 48) and got.dtype == np.float32 and 0 <= got.min() and got.max() <= 1
+
+
+@pytest.mark.parametrize('write', [lambda d, p: picture(d/'a.jpg', p, quality=95), lambda d, p: picture(d/'a.jpg', p, 'RGB', quality=95),
+                                   lambda d, p: dicom(d/'a.dcm', p, syntax=JPEGBaseline8Bit)], ids=['jpeg', 'jpeg colour', 'dicom jpeg'])
+def test_lossy_pixels_are_close(write, tmp_path, gray):
+    assert abs(read_radiograph(write(tmp_path, gray), 48) - read_radiograph(gray, 48)).mean() < .01
+
+
+def test_first_window_is_used(tmp_path, gray):
+    windowed = read_radiograph(dicom(tmp_path/'a.dcm', gray, WindowCenter=[100, 200], WindowWidth=[50, 10]), 90)
+    first = read_radiograph(dicom(tmp_path/'b.dcm', gray, WindowCenter=100, WindowWidth=50), 90)
+    np.testing.assert_array_equal(windowed, first)
+    assert (windowed[:, 10:80] == 1).mean() > .2
+
+
+def test_voi_and_polarity_commute(tmp_path, gray):
+    window = dict(WindowCenter=100, WindowWidth=80)
+    a = read_radiograph(dicom(tmp_path/'a.dcm', gray, **window), 64, 'crop')
+    b = read_radiograph(dicom(tmp_path/'b.dcm', gray, 'MONOCHROME1', **window), 64, 'crop')
+    np.testing.assert_allclose(a, 1 - b, atol=1e-6)
+
+
+def test_palette(tmp_path, gray):
+    table = (np.arange(256) * 257).astype(np.uint16)
+    tags = {f'{c}PaletteColorLookupTable{k}': v for c in ('Red', 'Green', 'Blue') for k, v in (('Descriptor', [256, 0, 16]), ('Data', table.tobytes()))}
+    np.testing.assert_allclose(read_radiograph(dicom(tmp_path/'a.dcm', gray, 'PALETTE COLOR', **tags), 48), read_radiograph(gray, 48), atol=1e-5)
+
+
+def test_padding_is_black_and_sets_no_scale(tmp_path, gray):
+    pixels = gray.astype(np.uint16) + 1000
+    pixels[:, :10] = 65535
+    shown = read_radiograph(dicom(tmp_path/'a.dcm', pixels, PixelPaddingValue=65535), 90)
+    assert shown[:, 10:18].max() == 0 and shown.max() == 1
+
+
+def test_official_depends_on_the_extension(tmp_path, gray):
+    gray = gray.copy()
+    gray[gray > 200] = 200
+    png, jpg = read_radiograph(picture(tmp_path/'a.png', gray), 64, 'official'), read_radiograph(picture(tmp_path/'a.jpg', gray, quality=95), 64, 'official')
+    assert png.max() == 1 and jpg.max() < .85
+
+
+@needs('golden/released_layout/vqgan.ckpt')
+def test_official_gives_the_released_tokens():
+    import json, torch
+    from chexmix.vqgan import VQConfig, VQModel
+    folder = SHARED/'golden'/'released_layout'
+    model = VQModel(VQConfig(image_size=512, in_channels=3, channels=32, channel_mult=(1, 1, 2, 2, 4), res_blocks=1, n_codes=8192, code_dim=32)).eval()
+    model.load_state_dict(torch.load(folder/'vqgan.ckpt', map_location='cpu', weights_only=False)['state_dict'])
+    for image in json.loads((folder/'expected.json').read_text())['images']:
+        x = torch.from_numpy(read_radiograph(folder/image['file'], 512, 'official')).expand(1, 3, -1, -1) * 2 - 1
+        with torch.no_grad(): codes = model.encode(x).flatten()
+        assert (codes != torch.tensor(image['image_token_ids'])).sum() <= 3, image['file']
+
+
+@pytest.mark.parametrize('policy', ['pad', 'crop'])
+@pytest.mark.parametrize('shape', [(300, 200), (200, 300), (64, 64), (31, 777), (1, 5)])
+def test_geometry_goes_back(shape, policy):
+    g = geometry(*shape, 64, policy)
+    for cell in [(0, 0), (3, 3), (1, 2)]:
+        top, left, bottom, right = g.cell_box(*cell, 4)
+        assert top < bottom and left < right
+        y, x = g.to_original(*(16 * c for c in cell))
+        assert (top, left) == pytest.approx((y, x))
+    assert g.to_original(32, 32) == pytest.approx((shape[0] / 2, shape[1] / 2), abs=max(shape) / 64)
+
+
+def zip_bomb(path):
+    "A PNG of a few bytes that claims 60000×60000 pixels."
+    import struct, zlib
+    chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 60000, 60000, 8, 0, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(b'\0')) + chunk(b'IEND', b''))
+    return path
+
+
+def cut(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+    return path
+
+
+def frames(path, pixels):
+    Image.fromarray(pixels).save(path, save_all=True, append_images=[Image.fromarray(pixels)])
     return path
 
 
@@ -34,8 +200,61 @@ def content(path, data):
     return path
 
 
-def test_unknown_policies():
-    for call in (lambda: resolve_uncertain(pd.DataFrame(columns=list(FINDINGS)), 'maybe'), lambda: report_text({}, 'all')):
+BAD_FILES = {
+    'missing': (lambda d, p: d/'none.png', 'No such file'),
+    'missing folder': (lambda d, p: d/'none'/'a.png', 'No such file'),
+    'a folder': (lambda d, p: d, 'Is a directory'),
+    'zero bytes': (lambda d, p: content(d/'a.png', b''), 'empty'),
+    'zero bytes dicom': (lambda d, p: content(d/'a.dcm', b''), 'empty'),
+    'truncated png': (lambda d, p: cut(picture(d/'a.png', p), 700), ''),
+    'truncated jpeg': (lambda d, p: cut(picture(d/'a.jpg', p), 800), 'truncated'),
+    'truncated tiff': (lambda d, p: cut(picture(d/'a.tif', p), 1000), ''),
+    'truncated dicom': (lambda d, p: cut(dicom(d/'a.dcm', p), 3000), ''),
+    'truncated dicom rle': (lambda d, p: cut(dicom(d/'a.dcm', p, syntax=RLELossless), 900), ''),
+    'header alone': (lambda d, p: cut(picture(d/'a.png', p), 20), ''),
+    'text named png': (lambda d, p: content(d/'a.png', b'this is no image'), 'cannot identify'),
+    'text named dcm': (lambda d, p: content(d/'a.dcm', b'this is no image' * 30), 'no pixel data'),
+    'csv': (lambda d, p: content(d/'a.csv', b'path,text\n'), 'cannot identify'),
+    'random bytes': (lambda d, p: content(d/'a.jpg', np.random.default_rng(0).bytes(5000)), 'cannot identify'),
+    'random bytes dicom': (lambda d, p: content(d/'a.dcm', np.random.default_rng(0).bytes(5000)), ''),
+    'bomb': (lambda d, p: zip_bomb(d/'a.png'), ''),
+    'dicom bomb': (lambda d, p: dicom(d/'a.dcm', p, Rows=60000, Columns=60000), 'more than'),
+    'dicom no rows': (lambda d, p: dicom(d/'a.dcm', p, Rows=0), '0 pixels'),
+    'dicom frames': (lambda d, p: dicom(d/'a.dcm', p, NumberOfFrames=3), '3 frames'),
+    'dicom bad bits': (lambda d, p: dicom(d/'a.dcm', p, BitsAllocated=13), ''),
+    'dicom zero window': (lambda d, p: dicom(d/'a.dcm', p, WindowCenter=10, WindowWidth=0), ''),
+    'tiff frames': (lambda d, p: frames(d/'a.tif', p), '2 frames'),
+    'tiff nan': (lambda d, p: picture(d/'a.tif', np.full((9, 9), np.nan, np.float32)), 'NaN'),
+}
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('name', BAD_FILES)
+def test_a_bad_file_is_one_line_with_its_path(name, tmp_path, gray):
+    make, words = BAD_FILES[name]
+    path = make(tmp_path, gray)
+    with pytest.raises(UserError) as error: read_radiograph(path, 32)
+    line = str(error.value)
+    assert str(path) in line and words in line and '\n' not in line and 'SECRET' not in line
+
+
+def test_dicom_without_pixels(tmp_path, gray):
+    path = dicom(tmp_path/'a.dcm', gray)
+    data = pydicom.dcmread(path)
+    del data.PixelData
+    data.save_as(path)
+    with pytest.raises(UserError, match='no pixel data'): read_radiograph(path, 32)
+
+
+@pytest.mark.parametrize('array', [np.zeros(5), np.zeros((0, 4)), np.zeros((2, 3, 4, 5)), np.zeros((4, 4, 2)), np.full((3, 3), np.inf), np.array([['a']])],
+                         ids=['vector', 'empty', 'four axes', 'two channels', 'infinite', 'text'])
+def test_bad_arrays(array):
+    with pytest.raises(UserError): read_radiograph(array, 8)
+
+
+def test_unknown_policies(gray):
+    for call in (lambda: read_radiograph(gray, 8, 'squeeze'), lambda: geometry(5, 5, 5, 'x'), lambda: resolve_uncertain(pd.DataFrame(columns=list(FINDINGS)), 'maybe'),
+                 lambda: report_text({}, 'all')):
         with pytest.raises(UserError, match='choose one of'): call()
 
 
@@ -48,13 +267,23 @@ BAD_TABLES = {
     'nan path': ('path,text\nNaN,clear\n', 'row 1 has no path'),
     'path leaves the folder': ('path,text\n../../etc/a.png,clear\n', 'leaves the folder'),
     'path leaves inside': ('path,text\nx/../../a.png,clear\n', 'leaves the folder'),
-    'study twice': ('study_id,path,text\ns,a.png,x\ns,b.png,y\n', 'row 2: study s'),
-    'image twice': ('path,text\na.png,x\na.png,y\n', 'row 2'),
+    'study of two patients': ('study_id,patient_id,path,text\ns,p,a.png,x\ns,q,b.png,y\n', 'row 2: study s'),
+    'image twice': ('path,text\na.png,x\na.png,y\n', 'row 2: the image'),
+    'image twice, written differently': ('path,text\na.png,x\n./b/../a.png,y\n', 'row 2: the image'),
     'unknown split': ('path,text,split\na.png,x,holdout\n', "'holdout'"),
     'label in words': ('path,text,Edema\na.png,x,yes\n', "'yes'"),
     'label of 2': ('path,text,Pleural Effusion\na.png,x,2\n', "'2'"),
     'ragged': ('path,text\na.png,x\nb.png,y,z\n', 'Expected 2 fields'),
     'longer than the header': ('path,text\na.png,x,y\nb.png,y,z\n', 'longer than its header'),
+    'spaces for a path': ('path,text\n   ,clear\n', 'row 1 has no path'),
+    'label of a half': ('path,text,Edema\na.png,x,0.5\n', "'0.5'"),
+    'label of infinity': ('path,text,Edema\na.png,x,inf\n', "'inf'"),
+    'semicolons and a wrong header': ('bild;befund\na.png;clear\n', 'no column `path`, only bild, befund'),
+    'quote never closed': ('path,text\na.png,"clear\nb.png,x\n', 'EOF inside string'),
+    'quote closed far below': ('path,text\na.png,"clear\n' + 'b.png,x y z\n' * 20_000 + 'c.png,"end"\n', 'row 1: its text has more than 100,000'),
+    'huge cell': ('path,findings\na.png,ok\nb.png,' + 'word ' * 30_000 + '\n', 'row 2: its findings_text has more than'),
+    'not a table but JSON': ('{"path": "a.png"}', 'no rows'),
+    'blank lines': ('\n\n\n', 'No columns'),
     'column twice': ('path,Path,text\na.png,b.png,x\n', 'column twice'),
 }
 
@@ -68,9 +297,85 @@ def test_a_bad_table_is_one_line_with_its_path(name, tmp_path):
     assert str(path) in str(error.value) and words in str(error.value) and '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('make', [lambda d: d/'none.csv', lambda d: d, lambda d: content(d/'a.csv', b'\x89PNG\r\n\x1a\n\xff\xfe\0\0')], ids=['missing', 'a folder', 'binary'])
-def test_what_is_no_table(make, tmp_path):
-    with pytest.raises(UserError, match='cannot read the table|no column|no rows'): read_table(make(tmp_path))
+NO_TABLES = {
+    'missing': lambda d: d/'none.csv',
+    'a folder': lambda d: d,
+    'binary': lambda d: content(d/'a.csv', b'\x89PNG\r\n\x1a\n\xff\xfe\0\0'),
+    'latin-1': lambda d: content(d/'a.csv', 'path,text\na.png,Größe normal\n'.encode('latin-1')),
+    'utf-16': lambda d: content(d/'a.csv', 'path,text\na.png,clear\n'.encode('utf-16')),
+    'zip named csv': lambda d: content(d/'a.csv', b'PK\x03\x04' + bytes(range(256))),
+    'zero bytes': lambda d: content(d/'a.csv', b''),
+    'text named gz': lambda d: content(d/'a.csv.gz', b'path,text\na.png,clear\n'),
+    'truncated gz': lambda d: content(d/'a.csv.gz', gzip.compress(b'path,text\n' + b'a.png,clear\n' * 1000)[:40]),
+    'text named parquet': lambda d: content(d/'a.parquet', b'path,text\na.png,clear\n'),
+    'truncated parquet': lambda d: cut(parquet(d/'a.parquet'), 300),
+    'zero bytes parquet': lambda d: content(d/'a.parquet', b''),
+    'a folder named parquet': lambda d: (d/'a.parquet').mkdir() or d/'a.parquet',
+}
+
+
+def parquet(path):
+    pd.DataFrame({'path': ['a.png'] * 50, 'text': ['clear'] * 50}).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize('name', NO_TABLES)
+def test_what_is_no_table(name, tmp_path):
+    path = NO_TABLES[name](tmp_path)
+    with pytest.raises(UserError, match='cannot read the table|no column|no rows') as error: read_table(path)
+    assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_separators_packed_tables_and_unusual_names(tmp_path):
+    expected = None
+    for name, text in (('a.csv', 'path,text,Edema\na.png,"Clear, dry lungs.",0\n'), ('b.csv', 'path;text;Edema\na.png;Clear, dry lungs.;0\n'), ('c.tsv', 'path\ttext\tEdema\na.png\tClear, dry lungs.\t0\n')):
+        for pack in (False, True):
+            path = content(tmp_path/(name + '.gz' * pack), gzip.compress(text.encode()) if pack else text.encode('utf-8-sig'))
+            manifest = read_table(path).drop(columns='source')
+            if expected is not None: pd.testing.assert_frame_equal(manifest, expected)
+            expected = manifest
+    content(tmp_path/'d.csv', b'Bild,Befund,oedem,path\na.png,"Clear, dry lungs.",0,ignored\n')
+    pd.testing.assert_frame_equal(read_table(tmp_path/'d.csv', columns={'path': 'Bild', 'text': 'Befund', 'Edema': 'oedem'}).drop(columns='source'), expected)
+    for wrong, words in (({'path': 'Foto'}, "no column 'Foto'"), ({'paths': 'Bild'}, 'no such column in a manifest: paths')):
+        with pytest.raises(UserError, match=words): read_table(tmp_path/'d.csv', columns=wrong)
+
+
+def test_a_link_that_leaves_the_folder_is_the_folders_own_word(tmp_path, gray):
+    (tmp_path/'disk').mkdir(), (tmp_path/'set').mkdir()
+    picture(tmp_path/'disk'/'a.png', gray)
+    (tmp_path/'set'/'images').symlink_to(tmp_path/'disk')
+    content(tmp_path/'set'/'t.csv', b'path,text\nimages/a.png,clear lungs\n')
+    manifest = read_table(tmp_path/'set'/'t.csv')
+    assert manifest.path.tolist() == [str(tmp_path/'set'/'images'/'a.png')] and len(scan(manifest, 32)[0]) == 1
+
+
+def test_a_study_may_have_several_images(tmp_path):
+    content(tmp_path/'t.csv', b'study_id,patient_id,path,view,text\ns,p,a.png,PA,Clear lungs.\ns,p,b.png,LL,Clear lungs.\n')
+    manifest = read_table(tmp_path/'t.csv')
+    assert manifest.study_id.tolist() == ['s', 's'] and manifest['view'].tolist() == ['PA', 'LATERAL']
+    counts = check_split(split_by_patient(manifest))
+    assert counts.images.sum() == 2 and counts.studies.sum() == 1 and counts.patients.sum() == 1
+
+
+def test_parquet_and_csv_give_the_manifest_back(tmp_path):
+    content(tmp_path/'t.csv', ('path,study_id,patient_id,view,text,' + ','.join(FINDINGS) + '\n' + 'a.png,007,01,PA,"A, b ""c"" d.",1,0,-1' + ',' * 11 + '\n' + 'b.png,1e5,NA,,,' + ',' * 13 + '\n').encode())
+    manifest = read_table(tmp_path/'t.csv')
+    assert manifest.study_id.tolist() == ['007', '1e5'] and manifest.patient_id.tolist() == ['01', 'NA'] and manifest.loc[0, 'Cardiomegaly'] == -1
+    to_parquet(manifest, tmp_path/'m.parquet')
+    manifest.to_csv(tmp_path/'m.csv', index=False)
+    for name in ('m.parquet', 'm.csv'): pd.testing.assert_frame_equal(read_table(tmp_path/name), manifest)
+    with pytest.raises(UserError, match='must end in .parquet'): to_parquet(manifest, tmp_path/'m.csv')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['m.csv', 'm.parquet', 't.csv']
+
+
+@pytest.mark.parametrize('column', ['path', 'study_id', 'patient_id'])
+def test_concatenate_refuses_what_is_in_both(column):
+    one = pd.DataFrame({'path': ['/a.png'], 'study_id': ['s'], 'patient_id': ['p'], 'source': 'one', 'split': ''})
+    one, two = (to_manifest(t, 'table') for t in (one, one.assign(path='/b.png', study_id='t', patient_id='q', source='two')))
+    assert len(concatenate(one, two)) == 2
+    two[column] = one[column]
+    with pytest.raises(UserError, match='is in one and in two') as error: concatenate(one, two)
+    assert '\n' not in str(error.value)
 
 
 def test_manifest_contract(tmp_path, capsys):
@@ -82,7 +387,7 @@ def test_manifest_contract(tmp_path, capsys):
     assert manifest.findings_text.tolist() == ['Small left effusion.', '', 'Normal chest.']
     assert manifest['Pleural Effusion'].tolist()[0] == 1 and np.isnan(manifest['Pleural Effusion'][1]) and manifest['No Finding'][2] == 1
     printed = capsys.readouterr().out
-    assert '1 studies name no patient' in printed and '1 studies have no text' in printed
+    assert '1 images name no patient' in printed and '1 images have no text' in printed
     manifest.to_csv(tmp_path/'again.csv', index=False)
     pd.testing.assert_frame_equal(read_table(tmp_path/'again.csv'), manifest)
     assert split_by_patient(manifest)['split'].tolist()[:2] == ['valid', 'valid']
@@ -144,6 +449,45 @@ def test_scan_sets_bad_files_aside(tmp_path, gray, capsys):
     with pytest.raises(UserError, match='none of 2 images'): scan(pd.DataFrame({'path': quarantine.path, 'patient_id': ['1', '2']}), 32)
 
 
+def fatal(path):
+    "Dies on files named so, as a decoder with a fault in native code would."
+    if 'fatal' in path: os.kill(os.getpid(), signal.SIGSEGV)
+    return os.path.basename(path)
+
+
+def test_a_process_that_dies_costs_one_item():
+    items = [f'/d/{i}' for i in range(200)]
+    for i in (57, 58): items[i] = f'/d/fatal{i}'
+    results = in_workers(fatal, items, workers=2, chunk=8)
+    assert [i for i, r in enumerate(results) if r is None] == [57, 58]
+    assert all(r == str(i) for i, r in enumerate(results) if r is not None)
+
+
+def test_a_file_that_kills_its_reader_is_set_aside(tmp_path, gray):
+    "A decoder's crash, planted in every process through the environment they start in; the script needs no guard against being imported."
+    for name in 'ab': picture(tmp_path/f'{name}.png', gray)
+    picture(tmp_path/'fatal.png', gray)
+    (tmp_path/'t.csv').write_text('path,text\n' + ''.join(f'{name}.png,clear lungs\n' for name in ('a', 'fatal', 'b')))
+    (tmp_path/'sitecustomize.py').write_text("import builtins, os, signal\nhonest = builtins.open\n"
+        "def deadly(file, *a, **k):\n    if str(file).endswith('fatal.png'): os.kill(os.getpid(), signal.SIGSEGV)\n    return honest(file, *a, **k)\nbuiltins.open = deadly\n")
+    code = f"from chexmix.data import read_table, scan\nreadable, quarantine = scan(read_table({str(tmp_path/'t.csv')!r}), 32)\nprint(len(readable), *quarantine.path, *quarantine.reason)"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), *sys.path])})
+    assert done.returncode == 0 and f'2 {tmp_path}/fatal.png cannot read {tmp_path}/fatal.png: it kills the process' in done.stdout, done.stderr[-2000:]
+
+
+def test_scan_names_every_kind_of_bad_file(tmp_path, gray):
+    "None of the bad files stops the others, whatever is wrong with it."
+    good = picture(tmp_path/'good.png', gray)
+    paths = []
+    for i, (make, _) in enumerate(BAD_FILES.values()):
+        (tmp_path/str(i)).mkdir()
+        paths.append(str(make(tmp_path/str(i), gray)))
+    manifest = pd.DataFrame({'path': [*paths, str(good)], 'patient_id': [str(i) for i in range(len(paths) + 1)]})
+    readable, quarantine = scan(manifest, 32)
+    assert readable.path.tolist() == [str(good)] and quarantine.path.tolist() == paths
+    assert all(path in reason and '\n' not in reason for path, reason in zip(quarantine.path, quarantine.reason))
+
+
 def test_split_is_stable_and_disjoint():
     many = pd.DataFrame({'study_id': [f's{i}' for i in range(4000)], 'patient_id': [f'p{i % 1500}' for i in range(4000)], 'split': ''})
     whole = split_by_patient(many)
@@ -154,6 +498,15 @@ def test_split_is_stable_and_disjoint():
     with pytest.raises(UserError, match='sum to 1'): split_by_patient(many, (.5, .1, .1))
     with pytest.raises(UserError, match='more than one split'): check_split(whole.assign(split=['train'] * 2000 + ['test'] * 2000))
     with pytest.raises(UserError, match='no split'): check_split(many)
+
+
+@needs('data/dicom/rsna_pneumonia_1.dcm')
+@pytest.mark.parametrize('policy', ['pad', 'crop'])
+def test_real_dicom_pair(policy, tmp_path):
+    bright, dark = (read_radiograph(SHARED/'data'/'dicom'/name, 128, policy) for name in ('rsna_pneumonia_1.dcm', 'monochrome1_variant.dcm'))
+    np.testing.assert_allclose(bright, 1 - dark, atol=1e-5)  # the same stored pixels, declared both ways
+    inverse = dicom(tmp_path/'a.dcm', 255 - pydicom.dcmread(SHARED/'data'/'dicom'/'rsna_pneumonia_1.dcm').pixel_array, 'MONOCHROME1')
+    np.testing.assert_allclose(read_radiograph(inverse, 128, policy), bright, atol=1e-6)
 
 
 @needs('data/open_cxr/metadata.csv')
