@@ -40,7 +40,7 @@ def test_weights_load_with_transformers(tiny_run):
     assert model.config.layout == processor.layout == Processor.from_pretrained(tiny_run/'processor').layout
 
 
-@pytest.mark.skipif(not metadata.exists(), reason=f'no real radiographs at ../shared/data/open_cxr (928 public images, not part of the repository)')
+@pytest.mark.skipif(not metadata.exists(), reason='no real radiographs at ../shared/data/open_cxr (928 public images, not part of the repository)')
 def test_real_radiographs_through_the_whole_path(tmp_path):
     "928 real radiographs, at preset tiny: tokenizers, both stages, four evaluations, baselines, page."
     from chexmix.baselines import evaluate_baselines
