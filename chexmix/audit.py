@@ -18,7 +18,7 @@ from .core import UserError, atomic, progress
 from .data import read_once, split_by_patient, view_names
 from .labels import FINDINGS, report_text
 
-# %% ../nbs/01d_audit.ipynb #bec99c3c
+# %% ../nbs/01d_audit.ipynb #5a4c7d76
 NEAR = 24  # of 255 bits; see the measurement below
 
 def near_pairs(
@@ -26,14 +26,17 @@ def near_pairs(
     most: int = NEAR,   # bits that may differ
 ) -> np.ndarray:  # (pairs,2) positions
     "Pairs of hashes that differ in few bits."
-    pairs, step = [np.empty((0, 2), dtype=int)], max(1, 2**20 // max(1, len(words)))
+    first, *others = np.ascontiguousarray(words.T)
+    pairs, step = [np.empty((0, 2), dtype=int)], max(1, 2**18 // max(1, len(words)))
     starts = range(0, len(words), step)
-    for start in progress(starts, 'comparing hashes') if len(starts) > 100 else starts:
-        block = words[start:start + step]
-        i, j = np.nonzero(np.bitwise_count(block[:, None, 0] ^ words[None, start:, 0]) <= most)  # (step, rest)
-        i, j = i[j > i], j[j > i]
-        near = np.bitwise_count(block[i] ^ words[start + j]).sum(1) <= most
-        pairs.append(np.stack([i[near], j[near]], 1) + start)
+    for start in progress(starts, 'comparing hashes') if len(starts) > 1000 else starts:
+        i, j = np.divmod(np.flatnonzero(np.bitwise_count(first[start:start + step, None] ^ first[None, start:]) <= most), len(words) - start)
+        i, j = i[j > i] + start, j[j > i] + start
+        differ = np.bitwise_count(first[i] ^ first[j])
+        for word in others:
+            differ = differ + np.bitwise_count(word[i] ^ word[j])
+            i, j, differ = i[differ <= most], j[differ <= most], differ[differ <= most]
+        pairs.append(np.stack([i, j], 1))
     return np.concatenate(pairs)
 
 # %% ../nbs/01d_audit.ipynb #447a6539
