@@ -8,7 +8,7 @@ __all__ = ['MAX_PIXELS', 'PICTURES', 'DICOM_TAGS', 'VIEWS', 'PHOTOMETRIC', 'POLI
            'numbers', 'dicom_header', 'check_inflated', 'stream_header', 'checked_stream', 'write_stream',
            'decode_gdcm', 'check_length', 'decode', 'meant', 'is_padding', 'read_lut', 'look_up', 'modality', 'window',
            'voi', 'shown', 'occurring', 'open_dicom', 'read_dicom', 'naming', 'is_dicom', 'read_pixels', 'read_header',
-           'Geometry', 'geometry', 'fit', 'fit_official', 'check_array', 'Radiograph', 'open_radiograph',
+           'Geometry', 'geometry', 'lanczos', 'fit', 'fit_official', 'check_array', 'Radiograph', 'open_radiograph',
            'read_radiograph']
 
 # %% ../nbs/01a_radiograph.ipynb #5b812d83
@@ -23,6 +23,7 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_color_lut, convert_color_space, pixel_array
 from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit,
                          JPEGLSTransferSyntaxes, JPEGTransferSyntaxes, SecondaryCaptureImageStorage)
+from scipy.sparse import csr_array
 from scipy.special import expit
 
 from .core import UserError
@@ -50,7 +51,7 @@ def to_unit(
         unit /= max(high - low, 1e-12)
     return (unit @ np.array([.299, .587, .114], unit.dtype) if unit.ndim == 3 else unit).astype(np.float32, copy=False)  # (H,W)
 
-# %% ../nbs/01a_radiograph.ipynb #3028c4b3
+# %% ../nbs/01a_radiograph.ipynb #c11689c5
 class Unreadable(ValueError):
     "Why a file cannot be read, in words that repeat nothing of its content."
 
@@ -65,7 +66,7 @@ def check_size(
     if width * height > MAX_PIXELS: raise Unreadable(f'{width}×{height} pixels are more than {MAX_PIXELS:,}')
     if max(width, height) > 100 * min(width, height): raise Unreadable(f'{width}×{height} pixels are no shape of a radiograph')
 
-# %% ../nbs/01a_radiograph.ipynb #bf05947c
+# %% ../nbs/01a_radiograph.ipynb #3552417a
 def chosen_frame(
     frames: int,        # pictures in the file
     frame: int | None,  # 0…frames-1, None where there is but one
@@ -75,7 +76,7 @@ def chosen_frame(
     if not 0 <= (frame or 0) < frames: raise Unreadable(f'it holds {frames} frames, none of them is frame={frame}')
     return frame or 0
 
-# %% ../nbs/01a_radiograph.ipynb #b7d4755d
+# %% ../nbs/01a_radiograph.ipynb #79428865
 @dataclass(frozen=True)
 class Header:
     "What a file says of its radiograph, but not whose it is."
@@ -90,7 +91,7 @@ class Header:
     patient: str = ''              # `hashed` PatientID
     study: str = ''                # `hashed` StudyInstanceUID
 
-# %% ../nbs/01a_radiograph.ipynb #a6dc1c26
+# %% ../nbs/01a_radiograph.ipynb #00e75815
 def hashed(
     identifier: bytes,  # as stored
 ) -> str:  # 16 hexadecimal digits, '' where there is no identifier
@@ -98,7 +99,7 @@ def hashed(
     identifier = identifier.strip(b' \0')
     return hashlib.sha256(identifier).hexdigest()[:16] if identifier else ''
 
-# %% ../nbs/01a_radiograph.ipynb #d19a5158
+# %% ../nbs/01a_radiograph.ipynb #c3001f03
 def picture_header(
     picture: Image.Image,  # opened, not yet decoded
 ) -> Header:
@@ -143,7 +144,7 @@ def stored_bytes(
     "The value of an element as it stands in the file; nothing where it is absent."
     return (data.get_item(keyword).value if keyword in data else None) or b''
 
-# %% ../nbs/01a_radiograph.ipynb #8b014286
+# %% ../nbs/01a_radiograph.ipynb #bdbf1183
 def word(
     data: pydicom.Dataset,
     keyword: str,
@@ -152,7 +153,7 @@ def word(
     "The value of a text element if it is one of the `known` ones."
     return known.get(stored_bytes(data, keyword).decode('ascii', 'replace').strip(' \0').upper(), '')
 
-# %% ../nbs/01a_radiograph.ipynb #d430b41a
+# %% ../nbs/01a_radiograph.ipynb #67ca62bf
 def numbers(
     data: pydicom.Dataset,
     keyword: str,
@@ -164,7 +165,7 @@ def numbers(
     if not np.isfinite(values).all(): raise Unreadable(f'its {keyword} is not finite')
     return values
 
-# %% ../nbs/01a_radiograph.ipynb #706bd530
+# %% ../nbs/01a_radiograph.ipynb #df7e6876
 VIEWS = {**{v: v for v in ('PA', 'AP', 'LATERAL', 'LPO', 'RPO', 'LAO', 'RAO', 'LLD', 'RLD')}, 'LL': 'LATERAL', 'RL': 'LATERAL', 'LAT': 'LATERAL'}  # PS3.3 C.8.7.1, and what is written instead
 PHOTOMETRIC = {p: p for p in ('MONOCHROME1', 'MONOCHROME2', 'RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT', 'PALETTE COLOR')}
 
@@ -182,7 +183,7 @@ def dicom_header(
     return Header(sizes[0], sizes[1], sizes[3], photometric, int((numbers(data, 'NumberOfFrames') or [1])[0]) or 1, word(data, 'ViewPosition', VIEWS),
                   word(data, 'ImageLaterality', sides) or word(data, 'Laterality', sides), spacing, hashed(stored_bytes(data, 'PatientID')), hashed(stored_bytes(data, 'StudyInstanceUID')))
 
-# %% ../nbs/01a_radiograph.ipynb #4697bbbb
+# %% ../nbs/01a_radiograph.ipynb #2a5db300
 def check_inflated(
     path: str | Path,  # a DICOM file
     start: bytes,      # its first kilobyte
@@ -195,7 +196,7 @@ def check_inflated(
     engine.decompress(deflated, 4 * MAX_PIXELS)
     if engine.unconsumed_tail: raise Unreadable(f'its dataset is more than {4 * MAX_PIXELS:,} bytes when inflated')
 
-# %% ../nbs/01a_radiograph.ipynb #1c58b7ca
+# %% ../nbs/01a_radiograph.ipynb #90712162
 def stream_header(
     stream: bytes,  # JPEG, JPEG-LS or JPEG 2000
 ) -> tuple[int, int, int, int]:  # height, width, bits, channels; zeros where it is damaged
@@ -211,7 +212,7 @@ def stream_header(
         at += 1 if marker == 0xff else 2 + number(at + 2, 2)
     return 0, 0, 0, 0
 
-# %% ../nbs/01a_radiograph.ipynb #9ac89785
+# %% ../nbs/01a_radiograph.ipynb #e2fe798c
 def checked_stream(
     data: pydicom.Dataset,
     header: Header,
@@ -227,7 +228,7 @@ def checked_stream(
     if b'\xff\xd9' not in stream[-1024:]: raise Unreadable('its compressed stream ends early')
     return stream
 
-# %% ../nbs/01a_radiograph.ipynb #66467e3a
+# %% ../nbs/01a_radiograph.ipynb #4ecb49c3
 def write_stream(
     path: str | Path,
     stream: bytes,  # as `checked_stream` gives it
@@ -244,7 +245,7 @@ def write_stream(
     data.PixelData = encapsulate([stream])
     data.save_as(path, enforce_file_format=True)
 
-# %% ../nbs/01a_radiograph.ipynb #1a87f868
+# %% ../nbs/01a_radiograph.ipynb #417cca25
 def decode_gdcm(
     stream: bytes,  # as `checked_stream` gives it
     syntax: str,    # transfer syntax UID
@@ -262,7 +263,7 @@ def decode_gdcm(
         if not is_read or reader.ComputeBufferLength() != len(buffer) or not reader.ReadIntoBuffer(buffer): raise Unreadable('its compressed stream is damaged')
     return np.frombuffer(buffer, kind).reshape((height, width, channels)[:2 + (channels > 1)])
 
-# %% ../nbs/01a_radiograph.ipynb #6d20f2e3
+# %% ../nbs/01a_radiograph.ipynb #29885967
 def check_length(
     data: pydicom.Dataset,
     header: Header,
@@ -272,7 +273,7 @@ def check_length(
     needs = header.frames * header.height * header.width * samples * data.BitsAllocated // 8
     if not needs <= len(data.PixelData) < needs + needs // header.frames: raise Unreadable(f'its pixel data are {len(data.PixelData):,} bytes, its header promises {needs:,}')
 
-# %% ../nbs/01a_radiograph.ipynb #b55d5d59
+# %% ../nbs/01a_radiograph.ipynb #1514da1a
 def decode(
     data: pydicom.Dataset,
     header: Header,
@@ -290,7 +291,7 @@ def decode(
     if is_gray and data.PixelRepresentation: return values.view(f'<i{values.itemsize}')  # (H,W)
     return values.clip(max=2**header.bits - 1) if is_gray and bits > header.bits else values  # lossy streams overshoot
 
-# %% ../nbs/01a_radiograph.ipynb #c2caffbe
+# %% ../nbs/01a_radiograph.ipynb #9af7b1da
 def meant(
     stored: np.ndarray,  # integers as stored
     data: pydicom.Dataset,
@@ -300,7 +301,7 @@ def meant(
     values = stored.astype(np.int64) >> max(int(data.get('HighBit') or bits - 1) + 1 - bits, 0) & 2**bits - 1
     return values - (values >> bits - 1 << bits) if data.PixelRepresentation else values
 
-# %% ../nbs/01a_radiograph.ipynb #12c62370
+# %% ../nbs/01a_radiograph.ipynb #6c71cbde
 def is_padding(
     values: np.ndarray,  # as `meant` gives them
     data: pydicom.Dataset,
@@ -310,7 +311,7 @@ def is_padding(
     edges = meant(np.array([int(data.PixelPaddingValue), int(data.get('PixelPaddingRangeLimit', data.PixelPaddingValue))]), data)
     return (edges.min() <= values) & (values <= edges.max())
 
-# %% ../nbs/01a_radiograph.ipynb #872f3584
+# %% ../nbs/01a_radiograph.ipynb #1a7d5b16
 def read_lut(
     item: pydicom.Dataset,  # of a ModalityLUTSequence or VOILUTSequence
     signed: bool,           # whether the values to look up may be negative
@@ -323,7 +324,7 @@ def read_lut(
     if len(entries) < n: raise Unreadable(f'its look-up table has {len(entries)} of {n} entries')
     return first - 2**16 if signed and first >= 2**15 else first, entries
 
-# %% ../nbs/01a_radiograph.ipynb #ce8c092e
+# %% ../nbs/01a_radiograph.ipynb #8b433e9c
 def look_up(
     values: np.ndarray,
     first: int,           # value that the first entry stands for
@@ -332,7 +333,7 @@ def look_up(
     "The entry of each value; values outside the table get its first or last."
     return entries[(np.rint(values).astype(np.int64) - first).clip(0, len(entries) - 1)]
 
-# %% ../nbs/01a_radiograph.ipynb #98ca0554
+# %% ../nbs/01a_radiograph.ipynb #3cb52dd8
 def modality(
     values: np.ndarray,
     data: pydicom.Dataset,
@@ -344,7 +345,7 @@ def modality(
     if not slope[0]: raise Unreadable('its RescaleSlope is 0')
     return values * slope[0] + intercept[0]
 
-# %% ../nbs/01a_radiograph.ipynb #ebb0dd40
+# %% ../nbs/01a_radiograph.ipynb #7450f9ed
 def window(
     values: np.ndarray,
     center: float, width: float,  # in the units of `values`
@@ -357,7 +358,7 @@ def window(
     if not width: return (values > center).astype(float)
     return ((values - center) / width + .5).clip(0, 1)
 
-# %% ../nbs/01a_radiograph.ipynb #53591472
+# %% ../nbs/01a_radiograph.ipynb #0640bd2b
 def voi(
     values: np.ndarray,
     data: pydicom.Dataset,
@@ -371,7 +372,7 @@ def voi(
     function = word(data, 'VOILUTFunction', {f: f for f in ('', 'LINEAR', 'LINEAR_EXACT', 'SIGMOID')}) or 'LINEAR'
     return window(values, center[0], width[0], function), (0., 1.)
 
-# %% ../nbs/01a_radiograph.ipynb #d3a915f9
+# %% ../nbs/01a_radiograph.ipynb #ace5989e
 def shown(
     stored: np.ndarray,  # (H,W)
     data: pydicom.Dataset,
@@ -391,7 +392,7 @@ def shown(
     table[candidates.view(f'u{stored.itemsize}')] = np.where(padding, 0, unit.clip(0, 1))
     return table[stored.view(f'u{stored.itemsize}')]  # (H,W)
 
-# %% ../nbs/01a_radiograph.ipynb #0e080534
+# %% ../nbs/01a_radiograph.ipynb #a9ca771f
 def occurring(
     stored: np.ndarray,      # (H,W)
     candidates: np.ndarray,  # (n,) the values from its smallest to its largest
@@ -406,7 +407,7 @@ def occurring(
     there = there[candidates.view(f'u{stored.itemsize}')]
     return there & ~padding if (there & ~padding).any() else there
 
-# %% ../nbs/01a_radiograph.ipynb #4e336e4f
+# %% ../nbs/01a_radiograph.ipynb #fb41723a
 def open_dicom(
     path: str | Path,
     **options,  # of pydicom.dcmread
@@ -417,7 +418,7 @@ def open_dicom(
     if not data.file_meta.get('TransferSyntaxUID'): data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if data.original_encoding[0] else ExplicitVRLittleEndian
     return data
 
-# %% ../nbs/01a_radiograph.ipynb #d5975823
+# %% ../nbs/01a_radiograph.ipynb #71a8f319
 def read_dicom(
     path: str | Path,
     frame: int | None = None,  # 0…frames-1, None where there is but one
@@ -430,7 +431,7 @@ def read_dicom(
     if header.photometric == 'PALETTE COLOR': return apply_color_lut(stored, data), header
     return (stored if stored.ndim == 3 else shown(stored, data, header.photometric)), header
 
-# %% ../nbs/01a_radiograph.ipynb #9068c273
+# %% ../nbs/01a_radiograph.ipynb #ae01dde3
 @contextmanager
 def naming(
     path: str | Path,
@@ -446,7 +447,7 @@ def naming(
     else: return
     raise UserError(f'cannot read {path}: {reason}; mend or replace the file, or leave it out of the table') from None
 
-# %% ../nbs/01a_radiograph.ipynb #08d5c5bf
+# %% ../nbs/01a_radiograph.ipynb #28d29ab1
 def is_dicom(
     path: str | Path,
 ) -> bool:
@@ -466,7 +467,7 @@ def read_pixels(
     with naming(path):
         return (read_dicom if is_dicom(path) else read_picture)(path, frame)
 
-# %% ../nbs/01a_radiograph.ipynb #f79336eb
+# %% ../nbs/01a_radiograph.ipynb #b4413988
 def read_header(
     path: str | Path,
 ) -> Header:
@@ -517,16 +518,36 @@ def geometry(
     rows, cols = max(1, round(scale * height)), max(1, round(scale * width))
     return Geometry(height, width, size, rows, cols, top=int((size - rows) / 2), left=int((size - cols) / 2))
 
+# %% ../nbs/01a_radiograph.ipynb #bded11b9
+def lanczos(
+    old: int, new: int,  # pixels along one side
+) -> csr_array:  # (new,old) float32; each row sums to 1
+    "The weights that resize a column of `old` pixels to `new`, with anti-aliasing ([Duchon 1979](https://doi.org/10.1175/1520-0450(1979)018%3C1016:LFIOAT%3E2.0.CO;2))."
+    scale = max(old / new, 1)
+    centers = (np.arange(new) + .5) * old / new
+    first, last = np.maximum((centers - 3 * scale + .5).astype(int), 0), np.minimum((centers + 3 * scale + .5).astype(int), old)
+    columns = first[:, None] + np.arange((last - first).max())  # (new,n)
+    distance, is_near = (columns - centers[:, None] + .5) / scale, columns < last[:, None]
+    weights = np.sinc(distance) * np.sinc(distance / 3) * is_near
+    weights /= weights.sum(1, keepdims=True)
+    return csr_array((weights[is_near].astype(np.float32), columns[is_near], np.r_[0, is_near.sum(1).cumsum()]), shape=(new, old))
+
 # %% ../nbs/01a_radiograph.ipynb #fc5cb1ff
 def fit(
-    picture: Image.Image,  # one channel, of any mode that Pillow can resize
+    unit: np.ndarray,      # (H,W) float32
     size: int,             # of the square, pixels
-    policy: str = 'pad',
-) -> np.ndarray:  # (size,size), number type of `picture`
-    "`picture` in a square, resized by Lanczos with anti-aliasing."
-    g = geometry(picture.height, picture.width, size, policy)
-    if (g.cols, g.rows) != picture.size: picture = picture.resize((g.cols, g.rows), Image.Resampling.LANCZOS)
-    return np.array(picture.crop((-g.left, -g.top, size - g.left, size - g.top)))  # outside the picture Pillow gives black
+    policy: str = 'pad',   # pad or crop
+) -> np.ndarray:  # (size,size) float32
+    "An image in a square, resized by Lanczos with anti-aliasing; black where it does not reach."
+    g = geometry(*unit.shape, size, policy)
+    seen = [slice(max(-start, 0), max(-start, 0) + size) for start in (g.top, g.left)]  # of the resized rows and columns
+    if unit.shape[0] != g.rows or unit.shape[1] != g.cols:
+        down, across = lanczos(unit.shape[0], g.rows)[seen[0]], lanczos(unit.shape[1], g.cols)[seen[1]]
+        unit, seen = (across @ np.ascontiguousarray((down @ unit).T)).T, (slice(None), slice(None))
+    square, part = np.zeros((size, size), np.float32), unit[seen[0], seen[1]]
+    top, left = max(g.top, 0), max(g.left, 0)
+    square[top:top + part.shape[0], left:left + part.shape[1]] = part
+    return square
 
 # %% ../nbs/01a_radiograph.ipynb #eeb0e2e5
 def fit_official(
@@ -538,8 +559,9 @@ def fit_official(
     if not is_jpeg:
         low, high = np.percentile(pixels, [1, 99])
         pixels = (np.clip(pixels, low, high) - low) / (high - low + 1e-8) * 255  # the small number decides the rounding: without it 3% of a real image's tokens differ
-    picture = Image.fromarray(pixels.astype(np.uint8)).convert('L')
-    return fit(picture, size, 'official').astype(np.float32) / 255
+    picture, g = Image.fromarray(pixels.astype(np.uint8)).convert('L'), geometry(*pixels.shape[:2], size, 'official')
+    if (g.cols, g.rows) != picture.size: picture = picture.resize((g.cols, g.rows), Image.Resampling.LANCZOS)
+    return np.array(picture.crop((-g.left, -g.top, size - g.left, size - g.top))).astype(np.float32) / 255
 
 # %% ../nbs/01a_radiograph.ipynb #b74c7915
 def check_array(
@@ -553,7 +575,7 @@ def check_array(
     except Unreadable as e: raise UserError(f'cannot use the array: {e}; cut it first') from None
     return pixels
 
-# %% ../nbs/01a_radiograph.ipynb #3f16d25b
+# %% ../nbs/01a_radiograph.ipynb #4559da07
 @dataclass(frozen=True)
 class Radiograph:
     "A radiograph as a square, the way back to its pixels, and what its file says of it."
@@ -561,7 +583,7 @@ class Radiograph:
     geometry: Geometry
     header: Header
 
-# %% ../nbs/01a_radiograph.ipynb #eb5cb4ba
+# %% ../nbs/01a_radiograph.ipynb #038a77ce
 def open_radiograph(
     path: str | Path | np.ndarray,  # PNG (8, 16 bit), JPEG, TIFF, DICOM; or pixels (H,W) or (H,W,3)
     size: int,                      # of the square, pixels
@@ -574,7 +596,7 @@ def open_radiograph(
     else: pixels, header = read_pixels(path, frame)
     place = geometry(*pixels.shape[:2], size, policy)
     if policy == 'official': image = fit_official(pixels, not is_array and Path(path).suffix.lower() in ('.jpg', '.jpeg'), size)
-    else: image = fit(Image.fromarray(to_unit(pixels)), size, policy).clip(0, 1)  # Lanczos overshoots at edges
+    else: image = fit(to_unit(pixels), size, policy).clip(0, 1)  # Lanczos overshoots at edges
     return Radiograph(image, place, header)
 
 # %% ../nbs/01a_radiograph.ipynb #67c0021b
