@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'read_all', 'output_paths', 'parse_changes', 'Parser', 'command', 'phantom', 'run_settings', 'tokenizer',
-           'pretrain', 'show_records', 'classify', 'inpaint', 'report', 'retrieve', 'time_left', 'Lines', 'execute',
-           'demo', 'build_parser', 'add_making_options', 'add_use_options', 'main']
+           'pretrain', 'show_records', 'classify', 'inpaint', 'report', 'retrieve', 'audit', 'time_left', 'Lines',
+           'execute', 'demo', 'build_parser', 'add_making_options', 'add_use_options', 'main']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
 import argparse, os, re, resource, sys, time
@@ -206,6 +206,19 @@ def retrieve(args) -> int:
     for path, image in zip(paths, images): print(f'{path}\n{retrieve_reports(model, processor, image, store, args.k).round(3).to_string(index=False)}\n')
     return 2 if failed else 0
 
+# %% ../nbs/14_cli.ipynb #bd272dc3
+def audit(args) -> int:
+    "What is in a table, or a folder of images or DICOM files: unreadable files, duplicates, leaks, polarity, views, reports, labels."
+    from chexmix.audit import audit
+    from chexmix.datasets import read_data
+    found = audit(read_data(args.path), args.out)
+    read = found.images[found.images.reason == '']
+    print(found.table.to_string())
+    print(found.prevalence.round(3).to_string(na_rep=''))
+    if len(read): print(f'widths {read.width.min():.0f}–{read.width.max():.0f}, heights {read.height.min():.0f}–{read.height.max():.0f} pixels; images by bits {read.bits.astype(int).value_counts().to_dict()}')
+    print(f'{len(found.quarantine)} files set aside in {args.out}/quarantine.csv; one row an image in {args.out}/images.csv; picture: {args.out}/audit.png')
+    return 0
+
 # %% ../nbs/14_cli.ipynb #9831e231
 DEMO = (  # notebook, its own parameters, seconds expected at preset small on two CPU cores
     ('03_tokenizer', {}, 260), ('05_pretrain', {'stage': 1}, 120), ('05_pretrain', {'stage': 2}, 120), ('06_classify', {}, 60), ('07_inpaint', {}, 40),
@@ -291,6 +304,9 @@ def build_parser() -> Parser:
     p = add_use_options(command(commands, retrieve, 'chexmix retrieve chest.png   or   chexmix retrieve --text "Large left pleural effusion."', 'find reports that fit'))
     p.add_argument('--text', default='', help='find images that fit this report')
     p.add_argument('-k', type=int, default=3, help='answers to show (default: 3)')
+    p = command(commands, audit, 'chexmix audit metadata.csv   or   chexmix audit folder_of_dicom')
+    p.add_argument('path', help='a manifest or table (CSV, Parquet), or a folder of images or DICOM files')
+    p.add_argument('-o', '--out', default='audit', help='folder for the tables and the picture (default: audit)')
     return parser
 
 # %% ../nbs/14_cli.ipynb #5c5fe6ef

@@ -159,7 +159,7 @@ def atomic(
         raise UserError(f'cannot write {path}: {e.strerror or e}; free some space or choose another folder') from e
     finally:
         if temporary.is_dir(): shutil.rmtree(temporary, ignore_errors=True)
-        else: temporary.unlink(missing_ok=True)
+        elif temporary.exists(): temporary.unlink()
 
 # %% ../nbs/00_core.ipynb #71e52f2e
 def write_json(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MANIFEST_COLUMNS', 'MAX_TEXT', 'view_names', 'to_manifest', 'separator', 'read_cells', 'open_table', 'finding_name',
            'split_labels', 'labels_of_list', 'each_once', 'listed_labels', 'labels_of_columns', 'absolute_paths',
-           'identities', 'one_line', 'texts', 'split_names', 'written_from', 'run_chunk', 'run_parts', 'in_workers',
-           'label_reports', 'read_table', 'print_summary', 'concatenate', 'to_parquet', 'patient_number',
+           'identities', 'one_line', 'texts', 'missing_texts', 'split_names', 'written_from', 'run_chunk', 'run_parts',
+           'in_workers', 'label_reports', 'read_table', 'print_summary', 'concatenate', 'to_parquet', 'patient_number',
            'split_by_patient', 'check_split', 'thumbnail', 'perceptual_hash', 'scan_one', 'read_once', 'scan']
 
 # %% ../nbs/01_data.ipynb #718f0c80
@@ -23,7 +23,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from .core import UserError, atomic, progress
-from .labels import FINDINGS, label_report, labels_to_text, report_sections, report_text, with_parents
+from .labels import FINDINGS, count_gaps, label_report, labels_to_text, report_sections, report_text, with_parents
 from .radiograph import Geometry, geometry, open_radiograph
 
 # %% ../nbs/01_data.ipynb #1076a030
@@ -220,6 +220,16 @@ def texts(
     whole = each_once(report_sections, table['text'])
     return tuple([o or one_line(w.get(section, '')) for o, w in zip(cells, whole)] for section, cells in own.items())
 
+# %% ../nbs/01_data.ipynb #d3447d16
+def missing_texts(
+    table: pd.DataFrame,  # as given to `texts`
+    found: tuple,         # findings and impression, as `texts` found them
+) -> dict[str, int]:
+    "How many rows have no text, by reason (`text_gap`)."
+    empty = [not f and not i for f, i in zip(*found)]
+    cells = table.loc[empty, [c for c in ('text', 'findings_text', 'impression_text') if c in table]].replace('nan', '')
+    return count_gaps(cells.to_dict('records'))
+
 # %% ../nbs/01_data.ipynb #5cd92609
 _SPLIT_NAMES = {'train': 'train', 'training': 'train', 'valid': 'valid', 'val': 'valid', 'validate': 'valid', 'validation': 'valid', 'dev': 'valid', 'test': 'test', 'testing': 'test', '': '', 'nan': ''}
 
@@ -325,13 +335,14 @@ def read_table(
     of_lists = pd.DataFrame(list(each_once(lambda cell: labels_of_list(split_labels(cell)), lists))) if labels is None and lists is not None else labels
     manifest = to_manifest(pd.concat([rows, of_lists], axis=1), path)
     if labels is None: manifest = label_reports(manifest)
-    print_summary(manifest, Path(path).name, written=sum(map(bool, written)), alone=alone)
+    print_summary(manifest, Path(path).name, missing_texts(table, (rows.findings_text, impression)), written=sum(map(bool, written)), alone=alone)
     return manifest
 
 # %% ../nbs/01_data.ipynb #6ce77a0e
 def print_summary(
     manifest: pd.DataFrame,
     name: str,         # of the table or data set
+    gaps: dict,        # reason → images without a text
     written: int = 0,  # texts written from labels
     alone: int = 0,    # images without a patient id
 ):
@@ -339,8 +350,7 @@ def print_summary(
     print(f'{name}: {len(manifest)} images, {manifest.study_id.nunique()} studies of {manifest.patient_id.nunique()} patients')
     if alone: print(f'{alone} images name no patient: each study of them is taken for a patient of its own, so splits may leak if they are not')
     if written: print(f'{written} texts were written from listed labels; such labels are often mined from text by machine, and noisy')
-    empty = int(((manifest.findings_text == '') & (manifest.impression_text == '')).sum())
-    if empty: print(f'{empty} images have no text: they teach images only')
+    if gaps: print(f'{sum(gaps.values())} images have no text and teach images only: ' + ', '.join(f'{n} {reason}' for reason, n in gaps.items()))
 
 # %% ../nbs/01_data.ipynb #bbad0644
 def concatenate(

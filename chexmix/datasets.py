@@ -10,6 +10,7 @@ __all__ = ['PAGES', 'IMAGE_ENDINGS', 'DATASETS', 'needed', 'in_threads', 'report
 
 # %% ../nbs/01c_datasets.ipynb #358d3ae3
 import glob, os, re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
@@ -19,9 +20,9 @@ from xml.etree import ElementTree
 import numpy as np, pandas as pd, pydicom
 
 from .core import UserError, read_json
-from .data import (check_split, each_once, in_workers, labels_of_columns, labels_of_list, label_reports, patient_number, print_summary, read_cells,
+from .data import (check_split, each_once, in_workers, labels_of_columns, labels_of_list, label_reports, missing_texts, patient_number, print_summary, read_cells,
                           read_table, run_chunk, split_by_patient, split_labels, split_names, texts, to_manifest)
-from .labels import FINDINGS, report_sections, with_parents
+from .labels import FINDINGS, report_sections, text_gap, with_parents
 from .radiograph import hashed, is_dicom, read_header
 
 # %% ../nbs/01c_datasets.ipynb #e8a0175b
@@ -51,12 +52,14 @@ def in_threads(
 # %% ../nbs/01c_datasets.ipynb #080b58d0
 def report_file(
     path: str,  # of a whole report, with or without section headers
-) -> tuple[str, str]:  # findings, impression
+) -> tuple[str, str, str]:  # findings, impression; why there is neither (`text_gap`)
     "The sections of a report file, '' where there is none."
     try:
-        with open(path, encoding='utf-8', errors='replace') as file: sections = report_sections(file.read())
-    except OSError: return '', ''
-    return sections.get('findings', ''), sections.get('impression', '')
+        with open(path, encoding='utf-8', errors='replace') as file: text = file.read()
+    except OSError: return '', '', 'no report'
+    sections = report_sections(text)
+    found = dict(findings_text=sections.get('findings', ''), impression_text=sections.get('impression', ''))
+    return *found.values(), text_gap(found | {'text': text})
 
 # %% ../nbs/01c_datasets.ipynb #313851f5
 def on_disk(
@@ -79,15 +82,17 @@ def with_valid(
 
 # %% ../nbs/01c_datasets.ipynb #67c616a9
 def published(
-    table: pd.DataFrame,  # one row an image
+    table: pd.DataFrame,  # one row an image; `gap`, if there, says why it has no text
     name: str,            # of the collection, which becomes the manifest's `source` unless the table has one
     alone: int = 0,       # images whose patient is not published
 ) -> pd.DataFrame:
     "The manifest of a collection: texts on one line, a split for every row (official, else by patient), checked and printed."
     table = (table if 'source' in table else table.assign(source=name)).reset_index(drop=True)
-    table['findings_text'], table['impression_text'] = texts(table, name)
+    found = texts(table, name)
+    gaps = dict(Counter(filter(None, table['gap']))) if 'gap' in table else missing_texts(table, found)
+    table['findings_text'], table['impression_text'] = found
     manifest = split_by_patient(to_manifest(table, name))
-    print_summary(manifest, name, alone=alone)
+    print_summary(manifest, name, gaps, alone=alone)
     check_split(manifest)
     return manifest
 
@@ -124,15 +129,14 @@ def mimic_cxr(
 def mimic_reports(
     places: pd.Series,    # below the root, one an image: files/p10/p10000032/s50414267.txt
     root: str | Path,
-) -> dict[str, np.ndarray]:  # findings_text, impression_text, one an image
+) -> dict[str, np.ndarray]:  # findings_text, impression_text and gap (why there is neither), one an image
     "The report of each image, read once a study, by all cores. Raises `UserError` where `root` has none of them."
     root = next((p for p in (Path(root), Path(root)/'mimic-cxr-reports') if (p/'files').is_dir()), Path(root))
     codes, different = pd.factorize(places)
     paths = [f'{root}/{place}' for place in different]
     if not any(map(os.path.isfile, paths)): raise UserError(f'no report is there, for example {paths[0]}: MIMIC-CXR-JPG has none, so unpack mimic-cxr-reports.zip of MIMIC-CXR and name its folder')
     read = in_workers(report_file, paths, 'reports', chunk=500) if len(paths) > 5000 else in_threads(report_file, paths)
-    if (n := sum(not any(sections) for sections in read)): print(f'mimic_cxr: {n} of {len(different)} reports are not there, or have no findings and no impression')
-    return {f'{name}_text': np.array(part, dtype=object)[codes] for name, part in zip(('findings', 'impression'), zip(*read))}
+    return {name: np.array(part, dtype=object)[codes] for name, part in zip(('findings_text', 'impression_text', 'gap'), zip(*read))}
 
 # %% ../nbs/01c_datasets.ipynb #f2067b08
 def stanford_rows(
@@ -408,7 +412,7 @@ def files_below(
 # %% ../nbs/01c_datasets.ipynb #3a4a5456
 def beside(
     paths,  # of images
-) -> zip:  # findings, then impressions
+) -> zip:  # findings, impressions, why there is neither
     "The sections of the report beside each image: the file of the same name with the ending `.txt`."
     return zip(*in_threads(report_file, [f'{os.path.splitext(path)[0]}.txt' for path in paths]))
 
@@ -430,7 +434,7 @@ def folder(
     if not paths: raise UserError(f'{root} has no image (*{", *".join(IMAGE_ENDINGS)}): name another folder')
     names = [os.path.relpath(os.path.splitext(p)[0], os.path.abspath(root)) for p in paths]
     rows = pd.DataFrame(dict(path=paths, study_id=names, patient_id=[n.split(os.sep)[0] for n in names]))
-    rows['findings_text'], rows['impression_text'] = beside(paths)
+    rows['findings_text'], rows['impression_text'], rows['gap'] = beside(paths)
     return label_reports(published(rows, 'folder', alone=sum(os.sep not in n for n in names)))
 
 # %% ../nbs/01c_datasets.ipynb #c4df957f
@@ -468,7 +472,7 @@ def dicom_folder(
     if other.any(): print(f'dicom_folder: {other.sum()} files are no radiographs ({", ".join(sorted(rows.modality[other].unique()))}) and left out')
     rows = rows[~other].reset_index(drop=True)
     if not len(rows): raise UserError(f'{root} has DICOM files but no radiograph among them: name another folder')
-    rows['findings_text'], rows['impression_text'] = beside(rows['path'])
+    rows['findings_text'], rows['impression_text'], rows['gap'] = beside(rows['path'])
     return label_reports(published(rows, 'dicom_folder', alone=int(rows['alone'].sum())))
 
 # %% ../nbs/01c_datasets.ipynb #f04aa7f9
