@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rotary_share', 'ChexmixConfig', 'ChexmixForCausalLM', 'new_model', 'is_text', 'draw_mask', 'mask_tokens',
            'select_targets', 'position_losses', 'attention_inputs', 'causal_loss', 'evaluating', 'image_prompt',
-           'hidden_states_at_image', 'image_means', 'embed', 'OnlyIds', 'ReservedLayer', 'greedy_ids',
+           'hidden_states_at_image', 'image_means', 'embed', 'OnlyIds', 'ReservedLayer', 'read_prompts', 'greedy_ids',
            'generate_reports', 'choose', 'fill_image', 'read_image', 'text_log_likelihood_after', 'text_log_likelihood',
            'score_texts']
 
@@ -266,39 +266,61 @@ class ReservedLayer(DynamicLayer):
     "Keys and values of one layer, written into memory that is reserved once."
     def __init__(
         self,
-        room: int,  # ids it can hold
+        batch: int,  # sequences
+        room: int,   # ids of each
     ):
         super().__init__()
-        self.room = room
+        self.batch, self.room, self.rows = batch, room, slice(None)
+
+    def go_on(self, rows: slice, length: int):
+        "From now on these sequences alone, of which `length` ids are there."
+        self.rows = rows
+        if self.is_initialized: self.keys, self.values = (memory[rows, :, :length] for memory in self.reserved)
 
     def update(self, key_states, value_states, *args, **kwargs):
         "Append keys and values (B, heads, T, D/heads); returns all there are, as views."
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.reserved = [x.new_empty(*x.shape[:2], self.room, x.shape[3]) for x in (key_states, value_states)]  # (B, heads, room, D/heads)
+            self.reserved = [x.new_empty(self.batch, x.shape[1], self.room, x.shape[3]) for x in (key_states, value_states)]  # (batch, heads, room, D/heads)
         start, stop = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
-        for memory, new in zip(self.reserved, (key_states, value_states)): memory[:, :, start:stop] = new
-        self.keys, self.values = (memory[:, :, :stop] for memory in self.reserved)
+        for memory, new in zip(self.reserved, (key_states, value_states)): memory[self.rows, :, start:stop] = new
+        self.keys, self.values = (memory[self.rows, :, :stop] for memory in self.reserved)
         return self.keys, self.values
+
+# %% ../nbs/04_model.ipynb #651d8916
+def read_prompts(
+    model: PhiForCausalLM,
+    ids: torch.Tensor,  # (B, T) prompts of one length
+    room: int,          # ids that will follow
+) -> tuple[torch.Tensor, Cache]:  # (B, D) last hidden state at the last position; keys and values of all prompts
+    "Read every prompt once."
+    cache, states, last = Cache(layers=[ReservedLayer(len(ids), ids.shape[1] + room) for _ in model.model.layers]), [], model.model.layers[-1]
+    with evaluating(model), ExitStack() as hooks:  # what they return for the last position is added to all; the others are never looked at
+        for part in (last.mlp, last.self_attn.dense): hooks.enter_context(part.register_forward_pre_hook(lambda module, args: (args[0][:, -1:],)))
+        for i in range(len(ids)):
+            for layer in cache.layers: layer.go_on(slice(i, i + 1), 0)
+            states.append(model.model(ids[i:i + 1], past_key_values=cache, use_cache=True).last_hidden_state[:, -1])
+    for layer in cache.layers: layer.go_on(slice(None), ids.shape[1])
+    return torch.cat(states), cache
 
 # %% ../nbs/04_model.ipynb #3a819694
 def greedy_ids(
     model: PhiForCausalLM,
-    ids: torch.Tensor,      # (B, T) prompts of one length
+    state: torch.Tensor,    # (B, D) after the prompts, and
+    cache: Cache,           # their keys and values, from `read_prompts`
     allowed: torch.Tensor,  # (V,) bool, what may be chosen
     closing: list[int],     # ids that end a row
     most: int,              # new ids
     least: int = 0,         # new ids before a row can end
 ) -> torch.Tensor:  # (B, new ids); pads after a closing id
     "The likeliest allowed ids, one after the other, until every row has ended."
-    rows, closed = int(allowed.nonzero().max()) + 1, torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
-    weight, bias, ends = model.lm_head.weight[:rows], model.lm_head.bias[:rows], torch.tensor(closing, device=ids.device)
-    later = ~allowed[:rows].to(ids.device)           # forbidden; at first the closing ids are too
-    early = later.index_fill(0, ends, True)
-    cache, new = Cache(layers=[ReservedLayer(ids.shape[1] + most) for _ in model.model.layers]), []
+    rows, closed = int(allowed.nonzero().max()) + 1, torch.zeros(len(state), 1, dtype=torch.bool, device=state.device)
+    weight, bias, ends = model.lm_head.weight[:rows], model.lm_head.bias[:rows], torch.tensor(closing, device=state.device)
+    later = ~allowed[:rows].to(state.device)         # forbidden; at first the closing ids are too
+    early, new = later.index_fill(0, ends, True), []
     with evaluating(model):
         while len(new) < most and not closed.all():
-            state = model.model(new[-1] if new else ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]  # (B, D)
+            if new: state = model.model(new[-1], past_key_values=cache, use_cache=True).last_hidden_state[:, -1]  # (B, D)
             logits = F.linear(state, weight, bias).masked_fill(early if len(new) < least else later, -torch.inf)  # (B, rows)
             new.append(logits.argmax(1, keepdim=True).masked_fill(closed, model.config.layout.pad))
             closed |= torch.isin(new[-1], ends)
@@ -325,7 +347,7 @@ def generate_reports(
         options = dict(do_sample=False, max_new_tokens=new, min_new_tokens=least, eos_token_id=closing, pad_token_id=layout.pad,
                        attention_mask=torch.ones_like(ids), logits_processor=LogitsProcessorList([OnlyIds(allowed)]))
         with evaluating(model): out = model.generate(ids, **options | generate_kwargs)[:, ids.shape[1]:]
-    else: out = greedy_ids(model, ids, allowed, closing, new, least)
+    else: out = greedy_ids(model, *read_prompts(model, ids, new), allowed, closing, new, least)
     return [list(itertools.takewhile(lambda i: i not in closing, row)) for row in out.tolist()]
 
 # %% ../nbs/04_model.ipynb #fbc735ac
@@ -375,7 +397,8 @@ def text_log_likelihood_after(
     layout = model.config.layout
     rows = [torch.tensor([layout.text_start, *text, layout.image_start]) for text in text_ids]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=layout.pad).to(model.device)  # (B, T)
-    scored = ids[:, 1:] != layout.pad
+    scored, length = ids[:, 1:] != layout.pad, ids.shape[1] - 1 + (cache.get_seq_length() if cache is not None else 0)
+    if length > model.config.max_position_embeddings: raise UserError(f'a sequence of {length} ids is longer than the context of {model.config.max_position_embeddings}: shorten the text')
     with evaluating(model):
         hidden_states = model.model(ids[:, :-1], past_key_values=cache, use_cache=cache is not None).last_hidden_state  # (B, T-1, D)
         losses = position_losses(model, hidden_states[scored], ids[:, 1:][scored])  # (N,)
