@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['rotary_share', 'ChexmixConfig', 'ChexmixForCausalLM', 'new_model', 'is_text', 'draw_mask', 'mask_tokens',
            'study_masks', 'select_targets', 'position_losses', 'attention_inputs', 'causal_loss', 'evaluating',
-           'image_prompt', 'hidden_states_at_image', 'embed', 'OnlyIds', 'generate_reports', 'choose', 'fill_image',
-           'read_image', 'text_log_likelihood_after', 'text_log_likelihood', 'score_texts']
+           'image_prompt', 'hidden_states_at_image', 'image_means', 'embed', 'OnlyIds', 'ReservedLayer', 'read_prompts',
+           'greedy_ids', 'generate_reports', 'choose', 'fill_image', 'read_image', 'text_log_likelihood_after',
+           'text_log_likelihood', 'score_texts']
 
 # %% ../nbs/04_model.ipynb #16af2629
 import copy, itertools
 from dataclasses import asdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PhiConfig, PhiForCausalLM
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from .core import Layout, Settings, UserError, codes_to_ids, ids_to_codes, is_code, progress, rng
 
@@ -234,6 +235,25 @@ def hidden_states_at_image(
     with evaluating(model): states = model.model(ids, use_cache=False, output_hidden_states=True).hidden_states
     return [state[:, 1:] for state in states]
 
+# %% ../nbs/04_model.ipynb #ab154936
+def image_means(
+    model: PhiForCausalLM,
+    codes: torch.Tensor,               # (B, n) image codes
+    mask: torch.Tensor | None = None,  # (B, n) bool, True = hidden
+    layers: list[int] | None = None,   # which layers, 0 = input embedding; None = all
+) -> torch.Tensor:  # (B, layers, D) float32
+    "Mean hidden state over the image positions of the layers asked for, none of them kept."
+    base, ids, means = model.model, image_prompt(model, codes, mask), {}
+    sources = [base.embed_tokens, *base.layers[:-1], base.final_layernorm]  # what gives the hidden states of each layer
+    wanted = [range(len(sources))[i] for i in (range(len(sources)) if layers is None else layers)]
+    short = copy.copy(base)
+    short._modules = base._modules | {'layers': base.layers[:max(wanted)]}
+    def keep(i): return lambda module, args, state: means.update({i: state[:, 1:].float().mean(1)})
+    with evaluating(model), ExitStack() as hooks:
+        for i in set(wanted): hooks.enter_context(sources[i].register_forward_hook(keep(i)))
+        short(ids, use_cache=False)
+    return torch.stack([means[i] for i in wanted], 1)
+
 # %% ../nbs/04_model.ipynb #d9120ad2
 def embed(
     model: PhiForCausalLM,
@@ -243,9 +263,8 @@ def embed(
     batch: int = 64,                   # images at once
 ) -> torch.Tensor:  # (N, layers, D) float32, on the CPU
     "Mean hidden state over the image positions, per layer (released weights: layers 7 to 12 of 32 serve best)."
-    parts, chosen = list(zip(codes.split(batch), [None] * len(codes) if mask is None else mask.split(batch))), slice(None) if layers is None else layers
-    parts = progress(parts, 'embedding images') if len(parts) > 16 else parts
-    return torch.cat([torch.stack([s.float().mean(1) for s in hidden_states_at_image(model, c, m)], 1)[:, chosen].cpu() for c, m in parts])
+    parts = list(zip(codes.split(batch), [None] * len(codes) if mask is None else mask.split(batch)))
+    return torch.cat([image_means(model, c, m, layers).cpu() for c, m in (progress(parts, 'embedding images') if len(parts) > 16 else parts)])
 
 # %% ../nbs/04_model.ipynb #6884b419
 class OnlyIds(LogitsProcessor):
@@ -256,6 +275,71 @@ class OnlyIds(LogitsProcessor):
     ): self.allowed = allowed
     def __call__(self, input_ids, scores): return scores.masked_fill(~self.allowed.to(scores.device), -torch.inf)
 
+# %% ../nbs/04_model.ipynb #28dce75a
+class ReservedLayer(DynamicLayer):
+    "Keys and values of one layer, written into memory that is reserved once."
+    def __init__(
+        self,
+        batch: int,  # sequences
+        room: int,   # ids of each
+    ):
+        super().__init__()
+        self.batch, self.room, self.rows = batch, room, slice(None)
+
+    def go_on(self, rows: slice, length: int):
+        "From now on these sequences alone, of which `length` ids are there."
+        self.rows = rows
+        if self.is_initialized: self.keys, self.values = (memory[rows, :, :length] for memory in self.reserved)
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        "Append keys and values (B, heads, T, D/heads); returns all there are, as views."
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.reserved = [x.new_empty(self.batch, x.shape[1], self.room, x.shape[3]) for x in (key_states, value_states)]  # (batch, heads, room, D/heads)
+        start, stop = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
+        for memory, new in zip(self.reserved, (key_states, value_states)): memory[self.rows, :, start:stop] = new
+        self.keys, self.values = (memory[self.rows, :, :stop] for memory in self.reserved)
+        return self.keys, self.values
+
+# %% ../nbs/04_model.ipynb #651d8916
+def read_prompts(
+    model: PhiForCausalLM,
+    ids: torch.Tensor,  # (B, T) prompts of one length
+    room: int,          # ids that will follow
+) -> tuple[torch.Tensor, Cache]:  # (B, D) last hidden state at the last position; keys and values of all prompts
+    "Read every prompt once."
+    cache, states, last = Cache(layers=[ReservedLayer(len(ids), ids.shape[1] + room) for _ in model.model.layers]), [], model.model.layers[-1]
+    with evaluating(model), ExitStack() as hooks:  # what they return for the last position is added to all; the others are never looked at
+        for part in (last.mlp, last.self_attn.dense): hooks.enter_context(part.register_forward_pre_hook(lambda module, args: (args[0][:, -1:],)))
+        for i in range(len(ids)):
+            for layer in cache.layers: layer.go_on(slice(i, i + 1), 0)
+            states.append(model.model(ids[i:i + 1], past_key_values=cache, use_cache=True).last_hidden_state[:, -1])
+    for layer in cache.layers: layer.go_on(slice(None), ids.shape[1])
+    return torch.cat(states), cache
+
+# %% ../nbs/04_model.ipynb #3a819694
+def greedy_ids(
+    model: PhiForCausalLM,
+    state: torch.Tensor,    # (B, D) after the prompts, and
+    cache: Cache,           # their keys and values, from `read_prompts`
+    allowed: torch.Tensor,  # (V,) bool, what may be chosen
+    closing: list[int],     # ids that end a row
+    most: int,              # new ids
+    least: int = 0,         # new ids before a row can end
+) -> torch.Tensor:  # (B, new ids); pads after a closing id
+    "The likeliest allowed ids, one after the other, until every row has ended."
+    rows, closed = int(allowed.nonzero().max()) + 1, torch.zeros(len(state), 1, dtype=torch.bool, device=state.device)
+    weight, bias, ends = model.lm_head.weight[:rows], model.lm_head.bias[:rows], torch.tensor(closing, device=state.device)
+    later = ~allowed[:rows].to(state.device)         # forbidden; at first the closing ids are too
+    early, new = later.index_fill(0, ends, True), []
+    with evaluating(model):
+        while len(new) < most and not closed.all():
+            if new: state = model.model(new[-1], past_key_values=cache, use_cache=True).last_hidden_state[:, -1]  # (B, D)
+            logits = F.linear(state, weight, bias).masked_fill(early if len(new) < least else later, -torch.inf)  # (B, rows)
+            new.append(logits.argmax(1, keepdim=True).masked_fill(closed, model.config.layout.pad))
+            closed |= torch.isin(new[-1], ends)
+    return torch.cat(new, 1)
+
 # %% ../nbs/04_model.ipynb #5a7fc558
 def generate_reports(
     model: PhiForCausalLM,
@@ -265,17 +349,19 @@ def generate_reports(
     min_new_tokens: int = 5,           # before which a report cannot end
     **generate_kwargs,                 # to transformers' `generate`, for example num_beams=4, or do_sample=True (draws from torch's global generator)
 ) -> list[list[int]]:
-    "A report for each image as text ids, without the closing id. Greedy unless told otherwise. Raises `UserError` where the context leaves no room."
+    "A report for each image as text ids, without the closing id. Greedy (`greedy_ids`) unless told otherwise. Raises `UserError` where the context leaves no room."
     layout = model.config.layout
     ids = image_prompt(model, codes, mask, layout.image_end, layout.text_start)
     room = model.config.max_position_embeddings - ids.shape[1]
     if room < 1: raise UserError(f'a context of {model.config.max_position_embeddings} ids leaves no room for text after an image of {ids.shape[1]}: choose a longer context')
     closing, new = [layout.image_start, layout.text_start], min(max_new_tokens, room)
-    vocabulary = torch.arange(layout.n_ids)
-    only = OnlyIds(is_text(vocabulary, layout) | torch.isin(vocabulary, torch.tensor(closing)))
-    options = dict(do_sample=False, max_new_tokens=new, min_new_tokens=min(min_new_tokens, new), eos_token_id=closing,
-                   pad_token_id=layout.pad, attention_mask=torch.ones_like(ids), logits_processor=LogitsProcessorList([only]))
-    with evaluating(model): out = model.generate(ids, **options | generate_kwargs)[:, ids.shape[1]:]
+    vocabulary, least = torch.arange(layout.n_ids), min(min_new_tokens, new)
+    allowed = is_text(vocabulary, layout) | torch.isin(vocabulary, torch.tensor(closing))
+    if generate_kwargs:
+        options = dict(do_sample=False, max_new_tokens=new, min_new_tokens=least, eos_token_id=closing, pad_token_id=layout.pad,
+                       attention_mask=torch.ones_like(ids), logits_processor=LogitsProcessorList([OnlyIds(allowed)]))
+        with evaluating(model): out = model.generate(ids, **options | generate_kwargs)[:, ids.shape[1]:]
+    else: out = greedy_ids(model, *read_prompts(model, ids, new), allowed, closing, new, least)
     return [list(itertools.takewhile(lambda i: i not in closing, row)) for row in out.tolist()]
 
 # %% ../nbs/04_model.ipynb #fbc735ac
@@ -325,7 +411,8 @@ def text_log_likelihood_after(
     layout = model.config.layout
     rows = [torch.tensor([layout.text_start, *text, layout.image_start]) for text in text_ids]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=layout.pad).to(model.device)  # (B, T)
-    scored = ids[:, 1:] != layout.pad
+    scored, length = ids[:, 1:] != layout.pad, ids.shape[1] - 1 + (cache.get_seq_length() if cache is not None else 0)
+    if length > model.config.max_position_embeddings: raise UserError(f'a sequence of {length} ids is longer than the context of {model.config.max_position_embeddings}: shorten the text')
     with evaluating(model):
         hidden_states = model.model(ids[:, :-1], past_key_values=cache, use_cache=cache is not None).last_hidden_state  # (B, T-1, D)
         losses = position_losses(model, hidden_states[scored], ids[:, 1:][scored])  # (N,)

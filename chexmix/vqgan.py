@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VQConfig', 'vq_config', 'norm', 'ResnetBlock', 'AttnBlock', 'Downsample', 'Upsample', 'middle', 'level', 'Encoder',
-           'Decoder', 'VectorQuantizer', 'VQModel', 'load_strictly']
+           'Decoder', 'VectorQuantizer', 'VQModel', 'check_keys', 'load_strictly']
 
 # %% ../nbs/03a_vqgan.ipynb #8bc2a657
 from dataclasses import asdict, dataclass
@@ -191,6 +191,19 @@ class VQModel(nn.Module):
         quantized, loss, codes = self.quantize(self.features(x))
         return self.decoder(self.post_quant_conv(quantized)), loss, codes
 
+# %% ../nbs/03a_vqgan.ipynb #1b6d1b01
+def check_keys(
+    own: dict,    # parameter name → tensor of the model; shapes are enough (`meta` device)
+    state: dict,  # parameter name → tensor to be loaded, likewise
+    source: str,  # named in the error
+):
+    "Raise a `UserError` that names the missing, unexpected or misshapen keys of `state`, if there are any."
+    other = [k for k in sorted(own.keys() & state.keys()) if own[k].shape != state[k].shape]
+    wrong = {'missing': sorted(own.keys() - state.keys()), 'unexpected': sorted(state.keys() - own.keys()),
+             'of another shape': [f'{k} {tuple(state[k].shape)}, not {tuple(own[k].shape)}' for k in other]}
+    problems = [f'{len(keys)} keys {what} ({", ".join(keys[:3])} …)' for what, keys in wrong.items() if keys]
+    if problems: raise UserError(f'{source} does not fit the model: {"; ".join(problems)}: is it for another configuration?')
+
 # %% ../nbs/03a_vqgan.ipynb #6158f363
 def load_strictly(
     model: nn.Module,
@@ -198,11 +211,7 @@ def load_strictly(
     source: str,       # named in the error
 ):
     "Load `state` into `model`. Raises `UserError` with the missing, unexpected or misshapen keys."
-    own = model.state_dict()
-    wrong = {'missing': own.keys() - state.keys(), 'unexpected': state.keys() - own.keys(),
-             'of another shape': {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}}
-    problems = [f'{len(keys)} keys {what} ({", ".join(sorted(keys)[:3])} …)' for what, keys in wrong.items() if keys]
-    if problems: raise UserError(f'{source} does not fit the model: {"; ".join(problems)}: is it for another configuration?')
+    check_keys(model.state_dict(), state, source)
     model.load_state_dict(state)
 
 # %% ../nbs/03a_vqgan.ipynb #13aff085
