@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Row', 'measure', 'row_records', 'detector_pixels', 'write_dicom', 'to_jpeg_lossless', 'write_files', 'plain_dicom',
-           'plain_square', 'plain_jpeg', 'torchxrayvision_reader', 'monai_reader', 'decoder', 'reading_row',
-           'reads_per_second', 'peaks']
+           'plain_square', 'plain_jpeg', 'plain_8bit', 'torchxrayvision_reader', 'monai_reader', 'decoder',
+           'reading_row', 'reads_per_second', 'peaks']
 
 # %% ../nbs/13_benchmarks.ipynb #b1300003
 import resource, time
@@ -56,8 +56,8 @@ def row_records(
     repeats: int,
 ) -> list[Record]:
     "A record a way: the value is its fastest turn; there is no interval, the other numbers are in the detail."
-    return [Record('benchmark', way, row.title, t.fastest, np.nan, np.nan, n=repeats, seed=0, detail=dict(unit='s of one core', median=t['median'], wall=t.wall, ratio=t.ratio))
-            for way, t in table.iterrows()]
+    return [Record('benchmark', way, row.title, t['fastest'], np.nan, np.nan, n=repeats, seed=0, detail=dict(unit='s of one core', **{k: t[k] for k in ('median', 'wall', 'ratio')}))
+            for way, t in table.to_dict('index').items()]
 
 # %% ../nbs/13_benchmarks.ipynb #b130000e
 def detector_pixels(
@@ -146,10 +146,18 @@ def plain_jpeg(
     path: Path,
     size: int,
 ) -> np.ndarray:  # (size,size) float32
-    "A JPEG file as a square, by Pillow in 8 bits."
+    "A JPEG file as a square, by Pillow and numpy."
+    with Image.open(path) as picture: return plain_square(Image.fromarray((np.asarray(picture.convert('L')) / 255).astype(np.float32)), size)
+
+# %% ../nbs/13_benchmarks.ipynb #b1300017
+def plain_8bit(
+    path: Path,
+    size: int,
+) -> np.ndarray:  # (size,size) float32
+    "A JPEG file as a square, rounded to 8 bits on the way: twice, once in each direction."
     with Image.open(path) as picture: return plain_square(picture.convert('L'), size) / np.float32(255)
 
-# %% ../nbs/13_benchmarks.ipynb #b1300019
+# %% ../nbs/13_benchmarks.ipynb #b130001a
 def torchxrayvision_reader(
     path: Path,
     size: int,
@@ -160,7 +168,7 @@ def torchxrayvision_reader(
     crop, resize = xrv.datasets.XRayCenterCrop(), xrv.datasets.XRayResizer(size)
     return lambda: resize(crop(xrv.utils.read_xray_dcm(path, voi_lut=True)[None]))  # (1,size,size)
 
-# %% ../nbs/13_benchmarks.ipynb #b130001a
+# %% ../nbs/13_benchmarks.ipynb #b130001b
 def monai_reader(
     path: Path,
     size: int,
@@ -171,7 +179,7 @@ def monai_reader(
     reader = 'PydicomReader' if path.suffix == '.dcm' else 'PILReader'
     return partial(Compose([LoadImage(reader=reader, image_only=True, ensure_channel_first=True), ScaleIntensity(), Resize(size, size_mode='longest', mode='bilinear', anti_aliasing=True)]), path)
 
-# %% ../nbs/13_benchmarks.ipynb #b130001b
+# %% ../nbs/13_benchmarks.ipynb #b130001c
 def decoder(
     path: Path,
 ):  # function without arguments
@@ -179,7 +187,7 @@ def decoder(
     if path.suffix == '.dcm': return lambda: decode(data := open_dicom(path), dicom_header(data), 0)
     return lambda: Image.open(path).load()
 
-# %% ../nbs/13_benchmarks.ipynb #b130001c
+# %% ../nbs/13_benchmarks.ipynb #b130001d
 def reading_row(
     name: str,   # of the encoding
     path: Path,
@@ -189,10 +197,10 @@ def reading_row(
     with_plain = plain_dicom if path.suffix == '.dcm' else plain_jpeg
     with Image.open(path) if path.suffix != '.dcm' else pydicom.dcmread(path) as file: shape = (file.Rows, file.Columns) if path.suffix == '.dcm' else file.size[::-1]
     return Row(f'{shape[0]}×{shape[1]} {name} → {size}²', {
-        'chexmix': partial(read_radiograph, path, size), 'plain': partial(with_plain, path, size),
+        'chexmix': partial(read_radiograph, path, size), 'plain': partial(with_plain, path, size), **({} if path.suffix == '.dcm' else {'plain, 8 bits': partial(plain_8bit, path, size)}),
         'TorchXRayVision': torchxrayvision_reader(path, size), 'MONAI': monai_reader(path, size), 'decoding alone': decoder(path)})
 
-# %% ../nbs/13_benchmarks.ipynb #b1300020
+# %% ../nbs/13_benchmarks.ipynb #b1300021
 def reads_per_second(
     paths: list[Path],
     size: int,
@@ -206,7 +214,7 @@ def reads_per_second(
         list(pool.map(partial(read_radiograph, size=size), paths))
         return len(paths) / (time.perf_counter() - start)
 
-# %% ../nbs/13_benchmarks.ipynb #b1300023
+# %% ../nbs/13_benchmarks.ipynb #b1300024
 def peaks(
     paths: list[Path],
     size: int,
