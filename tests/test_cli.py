@@ -94,6 +94,8 @@ MISTAKES = {  # name → (words after chexmix, what the line must name); {run} a
     'empty table': ('tokenizer --preset tiny --run {tmp}/r --data {empty}', 'table.csv'),
     'missing column': ('tokenizer --preset tiny --run {tmp}/r --data {columns}', 'path'),
     'only unreadable images': ('tokenizer --preset tiny --run {tmp}/r --data {unreadable}', 'broken.png'),
+    'audit of nothing': ('audit {tmp}/none -o {tmp}/audit', 'none'),
+    'audit of a folder without images': ('audit {tmp} -o {tmp}/audit', 'no DICOM file'),
     'missing notebooks': ('demo --notebooks {tmp} --run {tmp}/r', '--notebooks'),
 }
 
@@ -138,6 +140,20 @@ def test_a_table_of_images_and_texts_becomes_a_run(tmp_path, capsys):
     assert main(['pretrain', '--preset', 'tiny', '--run', str(tmp_path/'run'), '--data', str(tmp_path/'table.csv'), *few]) == 0
     assert len(pd.read_csv(tmp_path/'run'/'quarantine.csv')) == 1 and (tmp_path/'run'/'stage1'/'model.safetensors').exists()
     shutil.rmtree(tmp_path/'run')
+
+
+def test_audit_says_what_is_wrong(tmp_path, capsys):
+    "One image twice under two patients in two splits, one broken file."
+    for k in range(4): Image.fromarray((draw_study(7, 3 * k, 64).image * 255).astype(np.uint8)).save(tmp_path/f'{k}.png')
+    shutil.copy(tmp_path/'0.png', tmp_path/'4.png')
+    (tmp_path/'5.png').write_bytes(b'no image')
+    rows = [dict(path=f'{k}.png', patient_id=f'p{k}', split='test' if k == 4 else 'train', report='Clear lungs.') for k in range(6)]
+    pd.DataFrame(rows).to_csv(tmp_path/'table.csv', index=False)
+    assert main(['audit', str(tmp_path/'table.csv'), '-o', str(tmp_path/'audit')]) == 0
+    said = capsys.readouterr().out
+    assert '1 files set aside' in said and 'Pleural Effusion' in said
+    found = pd.read_csv(tmp_path/'audit'/'audit.csv', index_col=0).found
+    assert found['… in several splits'] == 2 and found['cannot be read'] == 1 and (tmp_path/'audit'/'audit.png').exists()
 
 
 def test_demo_on_a_table_named_from_here(tmp_path, monkeypatch, capsys):
