@@ -49,7 +49,7 @@ def measure(
     table = pd.DataFrame({name: dict(fastest=t[:, 0].min(), median=np.median(t[:, 0]), wall=np.median(t[:, 1])) for name, t in seconds.items()}).T
     return table.assign(ratio=table.fastest / table.fastest.iloc[0])
 
-# %% ../nbs/13_benchmarks.ipynb #b130000b
+# %% ../nbs/13_benchmarks.ipynb #b130000c
 def row_records(
     row: Row,
     table: pd.DataFrame,  # as `measure` gives it
@@ -59,7 +59,7 @@ def row_records(
     return [Record('benchmark', way, row.title, t['fastest'], np.nan, np.nan, n=repeats, seed=0, detail=dict(unit='s of one core', **{k: t[k] for k in ('median', 'wall', 'ratio')}))
             for way, t in table.to_dict('index').items()]
 
-# %% ../nbs/13_benchmarks.ipynb #b130000e
+# %% ../nbs/13_benchmarks.ipynb #b130000f
 def detector_pixels(
     height: int, width: int,
     seed: int,
@@ -69,7 +69,7 @@ def detector_pixels(
     noise = np.random.default_rng(seed).normal(0, 12, (height, width))
     return (300 + 3000 * np.asarray(image) + noise).clip(0, 4095).astype(np.uint16)
 
-# %% ../nbs/13_benchmarks.ipynb #b130000f
+# %% ../nbs/13_benchmarks.ipynb #b1300011
 def write_dicom(
     path: Path,
     pixels: np.ndarray,  # (H,W) uint16, 12 bits used
@@ -86,7 +86,7 @@ def write_dicom(
     data.save_as(path, enforce_file_format=True)
     return path
 
-# %% ../nbs/13_benchmarks.ipynb #b1300010
+# %% ../nbs/13_benchmarks.ipynb #b1300013
 def to_jpeg_lossless(
     path: Path,  # a DICOM file
     new: Path,
@@ -104,7 +104,7 @@ def to_jpeg_lossless(
     writer.Write()
     return new
 
-# %% ../nbs/13_benchmarks.ipynb #b1300011
+# %% ../nbs/13_benchmarks.ipynb #b1300014
 def write_files(
     folder: Path,
     height: int, width: int,  # of the DICOM files, pixels
@@ -118,7 +118,7 @@ def write_files(
     return {'DICOM, uncompressed': raw, 'DICOM, lossless JPEG': to_jpeg_lossless(raw, folder/'lossless.dcm'), 'DICOM, JPEG 2000': write_dicom(folder/'j2k.dcm', pixels, JPEG2000Lossless),
             'DICOM, RLE': write_dicom(folder/'rle.dcm', pixels, RLELossless), 'JPEG': folder/'a.jpg'}
 
-# %% ../nbs/13_benchmarks.ipynb #b1300014
+# %% ../nbs/13_benchmarks.ipynb #b1300017
 def plain_dicom(
     path: Path,
     size: int,
@@ -129,7 +129,7 @@ def plain_dicom(
     if data.PhotometricInterpretation == 'MONOCHROME1': pixels = pixels.max() + pixels.min() - pixels
     return plain_square(Image.fromarray(((pixels - pixels.min()) / (pixels.max() - pixels.min())).astype(np.float32)), size)
 
-# %% ../nbs/13_benchmarks.ipynb #b1300015
+# %% ../nbs/13_benchmarks.ipynb #b1300018
 def plain_square(
     picture: Image.Image,
     size: int,
@@ -141,7 +141,7 @@ def plain_square(
     square.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
     return np.asarray(square)
 
-# %% ../nbs/13_benchmarks.ipynb #b1300016
+# %% ../nbs/13_benchmarks.ipynb #b130001a
 def plain_jpeg(
     path: Path,
     size: int,
@@ -149,7 +149,7 @@ def plain_jpeg(
     "A JPEG file as a square, by Pillow and numpy."
     with Image.open(path) as picture: return plain_square(Image.fromarray((np.asarray(picture.convert('L')) / 255).astype(np.float32)), size)
 
-# %% ../nbs/13_benchmarks.ipynb #b1300017
+# %% ../nbs/13_benchmarks.ipynb #b130001b
 def plain_8bit(
     path: Path,
     size: int,
@@ -157,7 +157,7 @@ def plain_8bit(
     "A JPEG file as a square, rounded to 8 bits on the way: twice, once in each direction."
     with Image.open(path) as picture: return plain_square(picture.convert('L'), size) / np.float32(255)
 
-# %% ../nbs/13_benchmarks.ipynb #b130001a
+# %% ../nbs/13_benchmarks.ipynb #b130001e
 def torchxrayvision_reader(
     path: Path,
     size: int,
@@ -168,7 +168,7 @@ def torchxrayvision_reader(
     crop, resize = xrv.datasets.XRayCenterCrop(), xrv.datasets.XRayResizer(size)
     return lambda: resize(crop(xrv.utils.read_xray_dcm(path, voi_lut=True)[None]))  # (1,size,size)
 
-# %% ../nbs/13_benchmarks.ipynb #b130001b
+# %% ../nbs/13_benchmarks.ipynb #b130001f
 def monai_reader(
     path: Path,
     size: int,
@@ -179,7 +179,7 @@ def monai_reader(
     reader = 'PydicomReader' if path.suffix == '.dcm' else 'PILReader'
     return partial(Compose([LoadImage(reader=reader, image_only=True, ensure_channel_first=True), ScaleIntensity(), Resize(size, size_mode='longest', mode='bilinear', anti_aliasing=True)]), path)
 
-# %% ../nbs/13_benchmarks.ipynb #b130001c
+# %% ../nbs/13_benchmarks.ipynb #b1300021
 def decoder(
     path: Path,
 ):  # function without arguments
@@ -187,7 +187,7 @@ def decoder(
     if path.suffix == '.dcm': return lambda: decode(data := open_dicom(path), dicom_header(data), 0)
     return lambda: Image.open(path).load()
 
-# %% ../nbs/13_benchmarks.ipynb #b130001d
+# %% ../nbs/13_benchmarks.ipynb #b1300023
 def reading_row(
     name: str,   # of the encoding
     path: Path,
@@ -200,7 +200,7 @@ def reading_row(
         'chexmix': partial(read_radiograph, path, size), 'plain': partial(with_plain, path, size), **({} if path.suffix == '.dcm' else {'plain, 8 bits': partial(plain_8bit, path, size)}),
         'TorchXRayVision': torchxrayvision_reader(path, size), 'MONAI': monai_reader(path, size), 'decoding alone': decoder(path)})
 
-# %% ../nbs/13_benchmarks.ipynb #b1300021
+# %% ../nbs/13_benchmarks.ipynb #b1300027
 def reads_per_second(
     paths: list[Path],
     size: int,
@@ -214,7 +214,7 @@ def reads_per_second(
         list(pool.map(partial(read_radiograph, size=size), paths))
         return len(paths) / (time.perf_counter() - start)
 
-# %% ../nbs/13_benchmarks.ipynb #b1300024
+# %% ../nbs/13_benchmarks.ipynb #b130002a
 def peaks(
     paths: list[Path],
     size: int,

@@ -51,7 +51,7 @@ def to_unit(
         unit /= max(high - low, 1e-12)
     return (unit @ np.array([.299, .587, .114], unit.dtype) if unit.ndim == 3 else unit).astype(np.float32, copy=False)  # (H,W)
 
-# %% ../nbs/01a_radiograph.ipynb #04980beb
+# %% ../nbs/01a_radiograph.ipynb #20fb4e83
 class Unreadable(ValueError):
     "Why a file cannot be read, in words that repeat nothing of its content."
 
@@ -66,7 +66,7 @@ def check_size(
     if width * height > MAX_PIXELS: raise Unreadable(f'{width}×{height} pixels are more than {MAX_PIXELS:,}')
     if max(width, height) > 100 * min(width, height): raise Unreadable(f'{width}×{height} pixels are no shape of a radiograph')
 
-# %% ../nbs/01a_radiograph.ipynb #2ee84c01
+# %% ../nbs/01a_radiograph.ipynb #d2c8176e
 def chosen_frame(
     frames: int,        # pictures in the file
     frame: int | None,  # 0…frames-1, None where there is but one
@@ -76,7 +76,7 @@ def chosen_frame(
     if not 0 <= (frame or 0) < frames: raise Unreadable(f'it holds {frames} frames, none of them is frame={frame}')
     return frame or 0
 
-# %% ../nbs/01a_radiograph.ipynb #c7b04fcb
+# %% ../nbs/01a_radiograph.ipynb #e6ad4559
 @dataclass(frozen=True)
 class Header:
     "What a file says of its radiograph, but not whose it is."
@@ -91,7 +91,7 @@ class Header:
     patient: str = ''              # `hashed` PatientID
     study: str = ''                # `hashed` StudyInstanceUID
 
-# %% ../nbs/01a_radiograph.ipynb #90914b1d
+# %% ../nbs/01a_radiograph.ipynb #39698977
 def hashed(
     identifier: bytes,  # as stored
 ) -> str:  # 16 hexadecimal digits, '' where there is no identifier
@@ -99,7 +99,7 @@ def hashed(
     identifier = identifier.strip(b' \0')
     return hashlib.sha256(identifier).hexdigest()[:16] if identifier else ''
 
-# %% ../nbs/01a_radiograph.ipynb #f294ca1f
+# %% ../nbs/01a_radiograph.ipynb #95c01241
 def picture_header(
     picture: Image.Image,  # opened, not yet decoded
 ) -> Header:
@@ -144,7 +144,7 @@ def stored_bytes(
     "The value of an element as it stands in the file; nothing where it is absent."
     return (data.get_item(keyword).value if keyword in data else None) or b''
 
-# %% ../nbs/01a_radiograph.ipynb #e4119f2f
+# %% ../nbs/01a_radiograph.ipynb #285c188b
 def word(
     data: pydicom.Dataset,
     keyword: str,
@@ -153,7 +153,7 @@ def word(
     "The value of a text element if it is one of the `known` ones."
     return known.get(stored_bytes(data, keyword).decode('ascii', 'replace').strip(' \0').upper(), '')
 
-# %% ../nbs/01a_radiograph.ipynb #f4ace885
+# %% ../nbs/01a_radiograph.ipynb #7c0d2b79
 def numbers(
     data: pydicom.Dataset,
     keyword: str,
@@ -165,7 +165,7 @@ def numbers(
     if not np.isfinite(values).all(): raise Unreadable(f'its {keyword} is not finite')
     return values
 
-# %% ../nbs/01a_radiograph.ipynb #bc66e8ae
+# %% ../nbs/01a_radiograph.ipynb #0f50c7cc
 VIEWS = {**{v: v for v in ('PA', 'AP', 'LATERAL', 'LPO', 'RPO', 'LAO', 'RAO', 'LLD', 'RLD')}, 'LL': 'LATERAL', 'RL': 'LATERAL', 'LAT': 'LATERAL'}  # PS3.3 C.8.7.1, and what is written instead
 PHOTOMETRIC = {p: p for p in ('MONOCHROME1', 'MONOCHROME2', 'RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT', 'PALETTE COLOR')}
 
@@ -183,7 +183,7 @@ def dicom_header(
     return Header(sizes[0], sizes[1], sizes[3], photometric, int((numbers(data, 'NumberOfFrames') or [1])[0]) or 1, word(data, 'ViewPosition', VIEWS),
                   word(data, 'ImageLaterality', sides) or word(data, 'Laterality', sides), spacing, hashed(stored_bytes(data, 'PatientID')), hashed(stored_bytes(data, 'StudyInstanceUID')))
 
-# %% ../nbs/01a_radiograph.ipynb #28b40f51
+# %% ../nbs/01a_radiograph.ipynb #c5deae86
 def check_inflated(
     path: str | Path,  # a DICOM file
     start: bytes,      # its first kilobyte
@@ -196,7 +196,7 @@ def check_inflated(
     engine.decompress(deflated, 4 * MAX_PIXELS)
     if engine.unconsumed_tail: raise Unreadable(f'its dataset is more than {4 * MAX_PIXELS:,} bytes when inflated')
 
-# %% ../nbs/01a_radiograph.ipynb #1aaabfa2
+# %% ../nbs/01a_radiograph.ipynb #21a16b38
 def stream_header(
     stream: bytes,  # JPEG, JPEG-LS or JPEG 2000
 ) -> tuple[int, int, int, int]:  # height, width, bits, channels; zeros where it is damaged
@@ -212,7 +212,7 @@ def stream_header(
         at += 1 if marker == 0xff else 2 + number(at + 2, 2)
     return 0, 0, 0, 0
 
-# %% ../nbs/01a_radiograph.ipynb #6ce4852e
+# %% ../nbs/01a_radiograph.ipynb #0c15dba4
 def checked_stream(
     data: pydicom.Dataset,
     header: Header,
@@ -228,7 +228,7 @@ def checked_stream(
     if b'\xff\xd9' not in stream[-1024:]: raise Unreadable('its compressed stream ends early')
     return stream
 
-# %% ../nbs/01a_radiograph.ipynb #abfdc03f
+# %% ../nbs/01a_radiograph.ipynb #e0f92c38
 def write_stream(
     path: str | Path,
     stream: bytes,  # as `checked_stream` gives it
@@ -245,7 +245,7 @@ def write_stream(
     data.PixelData = encapsulate([stream])
     data.save_as(path, enforce_file_format=True)
 
-# %% ../nbs/01a_radiograph.ipynb #859d5db1
+# %% ../nbs/01a_radiograph.ipynb #aba3614c
 def decode_gdcm(
     stream: bytes,  # as `checked_stream` gives it
     syntax: str,    # transfer syntax UID
@@ -263,7 +263,7 @@ def decode_gdcm(
         if not is_read or reader.ComputeBufferLength() != len(buffer) or not reader.ReadIntoBuffer(buffer): raise Unreadable('its compressed stream is damaged')
     return np.frombuffer(buffer, kind).reshape((height, width, channels)[:2 + (channels > 1)])
 
-# %% ../nbs/01a_radiograph.ipynb #b8d6588d
+# %% ../nbs/01a_radiograph.ipynb #2103661e
 def check_length(
     data: pydicom.Dataset,
     header: Header,
@@ -273,7 +273,7 @@ def check_length(
     needs = header.frames * header.height * header.width * samples * data.BitsAllocated // 8
     if not needs <= len(data.PixelData) < needs + needs // header.frames: raise Unreadable(f'its pixel data are {len(data.PixelData):,} bytes, its header promises {needs:,}')
 
-# %% ../nbs/01a_radiograph.ipynb #bf47449a
+# %% ../nbs/01a_radiograph.ipynb #be864ff4
 def decode(
     data: pydicom.Dataset,
     header: Header,
@@ -291,7 +291,7 @@ def decode(
     if is_gray and data.PixelRepresentation: return values.view(f'<i{values.itemsize}')  # (H,W)
     return values.clip(max=2**header.bits - 1) if is_gray and bits > header.bits else values  # lossy streams overshoot
 
-# %% ../nbs/01a_radiograph.ipynb #bc6aceb7
+# %% ../nbs/01a_radiograph.ipynb #d51d5cce
 def meant(
     stored: np.ndarray,  # integers as stored
     data: pydicom.Dataset,
@@ -301,7 +301,7 @@ def meant(
     values = stored.astype(np.int64) >> max(int(data.get('HighBit') or bits - 1) + 1 - bits, 0) & 2**bits - 1
     return values - (values >> bits - 1 << bits) if data.PixelRepresentation else values
 
-# %% ../nbs/01a_radiograph.ipynb #78fb7bf5
+# %% ../nbs/01a_radiograph.ipynb #39ec2916
 def is_padding(
     values: np.ndarray,  # as `meant` gives them
     data: pydicom.Dataset,
@@ -311,7 +311,7 @@ def is_padding(
     edges = meant(np.array([int(data.PixelPaddingValue), int(data.get('PixelPaddingRangeLimit', data.PixelPaddingValue))]), data)
     return (edges.min() <= values) & (values <= edges.max())
 
-# %% ../nbs/01a_radiograph.ipynb #d4afba48
+# %% ../nbs/01a_radiograph.ipynb #7767ed31
 def read_lut(
     item: pydicom.Dataset,  # of a ModalityLUTSequence or VOILUTSequence
     signed: bool,           # whether the values to look up may be negative
@@ -324,7 +324,7 @@ def read_lut(
     if len(entries) < n: raise Unreadable(f'its look-up table has {len(entries)} of {n} entries')
     return first - 2**16 if signed and first >= 2**15 else first, entries
 
-# %% ../nbs/01a_radiograph.ipynb #d733a3bc
+# %% ../nbs/01a_radiograph.ipynb #f75bfea7
 def look_up(
     values: np.ndarray,
     first: int,           # value that the first entry stands for
@@ -333,7 +333,7 @@ def look_up(
     "The entry of each value; values outside the table get its first or last."
     return entries[(np.rint(values).astype(np.int64) - first).clip(0, len(entries) - 1)]
 
-# %% ../nbs/01a_radiograph.ipynb #acf0f618
+# %% ../nbs/01a_radiograph.ipynb #0961494e
 def modality(
     values: np.ndarray,
     data: pydicom.Dataset,
@@ -345,7 +345,7 @@ def modality(
     if not slope[0]: raise Unreadable('its RescaleSlope is 0')
     return values * slope[0] + intercept[0]
 
-# %% ../nbs/01a_radiograph.ipynb #9c99da92
+# %% ../nbs/01a_radiograph.ipynb #dc2dd695
 def window(
     values: np.ndarray,
     center: float, width: float,  # in the units of `values`
@@ -358,7 +358,7 @@ def window(
     if not width: return (values > center).astype(float)
     return ((values - center) / width + .5).clip(0, 1)
 
-# %% ../nbs/01a_radiograph.ipynb #f669c46b
+# %% ../nbs/01a_radiograph.ipynb #de19ceb8
 def voi(
     values: np.ndarray,
     data: pydicom.Dataset,
@@ -372,7 +372,7 @@ def voi(
     function = word(data, 'VOILUTFunction', {f: f for f in ('', 'LINEAR', 'LINEAR_EXACT', 'SIGMOID')}) or 'LINEAR'
     return window(values, center[0], width[0], function), (0., 1.)
 
-# %% ../nbs/01a_radiograph.ipynb #98ff3de9
+# %% ../nbs/01a_radiograph.ipynb #9cdd8f17
 def shown(
     stored: np.ndarray,  # (H,W)
     data: pydicom.Dataset,
@@ -392,7 +392,7 @@ def shown(
     table[candidates.view(f'u{stored.itemsize}')] = np.where(padding, 0, unit.clip(0, 1))
     return table[stored.view(f'u{stored.itemsize}')]  # (H,W)
 
-# %% ../nbs/01a_radiograph.ipynb #31ebf00e
+# %% ../nbs/01a_radiograph.ipynb #3cf90b51
 def occurring(
     stored: np.ndarray,      # (H,W)
     candidates: np.ndarray,  # (n,) the values from its smallest to its largest
@@ -407,7 +407,7 @@ def occurring(
     there = there[candidates.view(f'u{stored.itemsize}')]
     return there & ~padding if (there & ~padding).any() else there
 
-# %% ../nbs/01a_radiograph.ipynb #7758da0e
+# %% ../nbs/01a_radiograph.ipynb #01b4a09f
 def open_dicom(
     path: str | Path,
     **options,  # of pydicom.dcmread
@@ -418,7 +418,7 @@ def open_dicom(
     if not data.file_meta.get('TransferSyntaxUID'): data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if data.original_encoding[0] else ExplicitVRLittleEndian
     return data
 
-# %% ../nbs/01a_radiograph.ipynb #6523538f
+# %% ../nbs/01a_radiograph.ipynb #94fd8d4a
 def read_dicom(
     path: str | Path,
     frame: int | None = None,  # 0…frames-1, None where there is but one
@@ -431,7 +431,7 @@ def read_dicom(
     if header.photometric == 'PALETTE COLOR': return apply_color_lut(stored, data), header
     return (stored if stored.ndim == 3 else shown(stored, data, header.photometric)), header
 
-# %% ../nbs/01a_radiograph.ipynb #9619657a
+# %% ../nbs/01a_radiograph.ipynb #d6f2338f
 @contextmanager
 def naming(
     path: str | Path,
@@ -447,7 +447,7 @@ def naming(
     else: return
     raise UserError(f'cannot read {path}: {reason}; mend or replace the file, or leave it out of the table') from None
 
-# %% ../nbs/01a_radiograph.ipynb #041714e4
+# %% ../nbs/01a_radiograph.ipynb #f550c491
 def is_dicom(
     path: str | Path,
 ) -> bool:
@@ -467,7 +467,7 @@ def read_pixels(
     with naming(path):
         return (read_dicom if is_dicom(path) else read_picture)(path, frame)
 
-# %% ../nbs/01a_radiograph.ipynb #fe4fff27
+# %% ../nbs/01a_radiograph.ipynb #a430e6a2
 def read_header(
     path: str | Path,
 ) -> Header:
@@ -518,7 +518,7 @@ def geometry(
     rows, cols = max(1, round(scale * height)), max(1, round(scale * width))
     return Geometry(height, width, size, rows, cols, top=int((size - rows) / 2), left=int((size - cols) / 2))
 
-# %% ../nbs/01a_radiograph.ipynb #6978d3f2
+# %% ../nbs/01a_radiograph.ipynb #698f3d21
 def lanczos(
     old: int, new: int,  # pixels along one side
 ) -> csr_array:  # (new,old) float32; each row sums to 1
@@ -575,7 +575,7 @@ def check_array(
     except Unreadable as e: raise UserError(f'cannot use the array: {e}; cut it first') from None
     return pixels
 
-# %% ../nbs/01a_radiograph.ipynb #d1aefbde
+# %% ../nbs/01a_radiograph.ipynb #f5beb286
 @dataclass(frozen=True)
 class Radiograph:
     "A radiograph as a square, the way back to its pixels, and what its file says of it."
@@ -583,7 +583,7 @@ class Radiograph:
     geometry: Geometry
     header: Header
 
-# %% ../nbs/01a_radiograph.ipynb #6156d4bf
+# %% ../nbs/01a_radiograph.ipynb #ba6415a4
 def open_radiograph(
     path: str | Path | np.ndarray,  # PNG (8, 16 bit), JPEG, TIFF, DICOM; or pixels (H,W) or (H,W,3)
     size: int,                      # of the square, pixels
