@@ -278,8 +278,8 @@ def run_parts(
             flight[part[0]] = part
             yield delayed(run_chunk)(function, [items[i] for i in part], part)
     try:
-        # at least two jobs: with one, joblib would work in this process
-        for part, values in Parallel(max(2, workers), return_as='generator_unordered', pre_dispatch=workers, batch_size=1)(tasks()):
+        # at least two jobs: with one, joblib would work in this process; idle processes soon go, for a process that is a child itself waits for them at its end
+        for part, values in Parallel(max(2, workers), return_as='generator_unordered', pre_dispatch=workers, batch_size=1, idle_worker_timeout=20)(tasks()):
             take(part, values)
             del flight[part[0]]
     except BrokenProcessPool: return list(flight.values())
