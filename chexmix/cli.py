@@ -83,10 +83,10 @@ def command(
 
 # %% ../nbs/14_cli.ipynb #6832ec63
 def phantom(args) -> int:
-    "Draw synthetic studies: radiographs as PNG, and a table with reports and labels."
+    "Draw synthetic studies: radiographs with reports and labels, as a table with PNG files or as published collections have them."
     from chexmix.phantom import write_phantoms
     if args.n < 1 or args.size < 32: raise UserError(f'nothing to draw: --n {args.n} --size {args.size}; give at least 1 study of 32 pixels')
-    write_phantoms(Path(args.out), args.n, args.size, args.seed)
+    write_phantoms(Path(args.out), args.n, args.size, args.seed, layout=args.layout)
     print(f'{args.n} synthetic studies: {args.out}/manifest.csv')
     return 0
 
@@ -290,6 +290,7 @@ def build_parser() -> Parser:
     p.add_argument('out', help='folder to write')
     p.add_argument('--n', type=int, default=20, help='studies (default: 20)')
     p.add_argument('--size', type=int, default=256, help='pixels on each side (default: 256)')
+    p.add_argument('--layout', default='table', choices=('table', 'open_i', 'mimic', 'dicom'), help='files as a published collection has them (default: table)')
     making.append(p := command(commands, tokenizer, 'chexmix tokenizer chest.png -o chest_codes.png', 'write their reconstructions'))
     add_use_options(p, evaluates=False)
     making.append(p := command(commands, pretrain, 'chexmix pretrain --preset tiny --run try --stage 2'))

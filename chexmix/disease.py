@@ -37,7 +37,7 @@ class Finding:
 
 SIDES = {'right': (-1,), 'left': (1,), 'bilateral': (-1, 1), '': (1,)}
 
-# %% ../nbs/01g_disease.ipynb #f2fe025b
+# %% ../nbs/01g_disease.ipynb #3594f602
 @patch
 def box(
     self: Chest,
@@ -47,16 +47,19 @@ def box(
     column, row, _ = self.c.project(np.array(corners, float))
     return tuple(float(np.clip((v + .5) / self.c.size, 0, 1)) for v in (column.min(), row.min(), column.max(), row.max()))
 
+# %% ../nbs/01g_disease.ipynb #9fd5883e
 @patch
 def around(self: Chest, centre, radii) -> tuple:  # left, top, right, bottom
     "Box around an ellipsoid."
     return self.box(*(np.asarray(centre) + np.array(s) * radii for s in np.ndindex(2, 2, 2) for s in [2 * np.array(s) - 1]))
 
+# %% ../nbs/01g_disease.ipynb #035d7e85
 @patch
 def base_level(self: Chest, side: int) -> float:  # cm
     "Height of a dome of the diaphragm."
     return self.a.dome - self.e.breath + (self.a.tilt if side > 0 else 0)
 
+# %% ../nbs/01g_disease.ipynb #70262382
 @patch
 def spot(
     self: Chest,
@@ -71,6 +74,7 @@ def spot(
     reach = g.uniform(.42, .72) if site != 'lower' else g.uniform(.55, .76)
     return np.array([side * reach * w, y, g.uniform(-.6, .5) * d * math.sqrt(1 - reach**2)])
 
+# %% ../nbs/01g_disease.ipynb #69cb3833
 @patch
 def shade(
     self: Chest,
@@ -83,6 +87,7 @@ def shade(
     if g is not None: length = length * np.maximum(1 + rough * field(self.c, g, ((30, .9), (80, .7))), 0)
     self.solid = self.solid + np.float32(.74 * share) * length
 
+# %% ../nbs/01g_disease.ipynb #e522490b
 @patch
 def within(self: Chest, side: int, shapes: list) -> np.ndarray:  # (H, W) cm
     "Length of the rays in the air of a lung and in a union of ellipsoids."
@@ -114,13 +119,14 @@ def altered(a: Anatomy, findings: list[Finding]) -> Anatomy:
         if v.name in ('Pneumothorax', 'Pleural Effusion') and v.side != 'bilateral': a = replace(a, heart_shift=a.heart_shift - 3 * side * max(s - .55, 0))
     return a
 
-# %% ../nbs/01g_disease.ipynb #98e03e0a
+# %% ../nbs/01g_disease.ipynb #946337aa
 @draws('Cardiomegaly')
 def draw_heart(ch: Chest, v: Finding, g: np.random.Generator):
     "The heart is already large (see `altered`): only its box."
     h, y = ch.a.heart, ch.a.dome - ch.e.breath
     return ch.around((ch.a.heart_shift + 1.2 * h, y - 3 * h, 2.6), (6.6 * h, 4.8 * h, 3))
 
+# %% ../nbs/01g_disease.ipynb #ed774156
 @draws('Enlarged Cardiomediastinum')
 def draw_mediastinum(ch: Chest, v: Finding, g: np.random.Generator):
     "The mediastinum is already wide (see `altered`): only its box."
@@ -173,7 +179,7 @@ def draw_pleura(ch: Chest, v: Finding, g: np.random.Generator):
         corners += [(side * ch.a.width * (.25 if v.site == 'apical' else .45), max(top, ch.a.apex), 0), (side * ch.a.width, bottom, 0)]
     return ch.box(*corners)
 
-# %% ../nbs/01g_disease.ipynb #f181cc16
+# %% ../nbs/01g_disease.ipynb #116446d2
 def cluster(
     g: np.random.Generator,
     at: np.ndarray,   # (3,) cm
@@ -185,12 +191,14 @@ def cluster(
     size = radius * g.uniform(.5, .8, (n, 3))
     return [(at + d, r, spin(a)) for d, r, a in zip(shift, size, g.uniform(-1, 1, n))]
 
+# %% ../nbs/01g_disease.ipynb #25aee206
 def fissure(ch: Chest, side: int, site: str) -> Interval:
     "The half-space of a lobe: above the horizontal fissure, before or behind the oblique one."
     y = ch.a.apex + 11.5
     if site == 'upper': return halfspace(ch.c, (0, y + .4, 4), (0, 1, .12))
     return halfspace(ch.c, (0, y + 3, -1), (0, -.55, .83) if site == 'lower' else (0, .55, -.83))
 
+# %% ../nbs/01g_disease.ipynb #e0dbcc70
 @draws('Consolidation')
 def draw_consolidation(ch: Chest, v: Finding, g: np.random.Generator):
     "Water in the air spaces of one lobe, with air bronchograms."
@@ -205,6 +213,7 @@ def draw_consolidation(ch: Chest, v: Finding, g: np.random.Generator):
     ch.parts.append(tubes(lines, .2 * np.linspace(1, .4, lines.shape[1]), weight=-1.1 * share))
     return ch.around(at, np.array([r, r, 0]))
 
+# %% ../nbs/01g_disease.ipynb #90499f02
 @draws('Pneumonia')
 def draw_pneumonia(ch: Chest, v: Finding, g: np.random.Generator):
     "Patchy water in one zone: several small uneven patches."
@@ -214,6 +223,7 @@ def draw_pneumonia(ch: Chest, v: Finding, g: np.random.Generator):
     ch.shade(np.minimum(thickness(ch.c, shapes), 4) * ch.inside(side), .32 + .38 * v.severity, g, .5)
     return ch.around(at, (3.2 + v.severity, 2.9 + v.severity, 0))
 
+# %% ../nbs/01g_disease.ipynb #49c670db
 @draws('Lung Opacity')
 def draw_opacity(ch: Chest, v: Finding, g: np.random.Generator):
     "A faint haze without a name."
@@ -222,6 +232,7 @@ def draw_opacity(ch: Chest, v: Finding, g: np.random.Generator):
     ch.shade(ch.within(side, cluster(g, at, 1.3 * r, 4)), .2 + .32 * v.severity, g, .2)
     return ch.around(at, (r, r, 0))
 
+# %% ../nbs/01g_disease.ipynb #d25c05d9
 @patch
 def inside(self: Chest, side: int) -> np.ndarray:  # (H, W) 0…1
     "1 where a ray meets air of this lung, 0 elsewhere, soft at the edge."
@@ -245,7 +256,7 @@ def draw_edema(ch: Chest, v: Finding, g: np.random.Generator):
     ch.vessel_gain = ch.vessel_gain * (1.08 + .5 * s)
     return ch.around((0, y + 1, 0), (.8 * ch.a.width, 6.5 + 1.5 * s, 0))
 
-# %% ../nbs/01g_disease.ipynb #69d405ac
+# %% ../nbs/01g_disease.ipynb #8e8d86c6
 @draws('Atelectasis')
 def draw_atelectasis(ch: Chest, v: Finding, g: np.random.Generator):
     "Bands, or the wedge of a collapsed lobe."
@@ -264,6 +275,7 @@ def draw_atelectasis(ch: Chest, v: Finding, g: np.random.Generator):
     ch.solid = ch.solid + (.7 + .5 * s) * np.minimum(thickness(ch.c, shapes), 4) * ch.inside(side)
     return ch.around((side * .55 * ch.a.width, low - 2, 0), (.32 * ch.a.width, 2.2, 0))
 
+# %% ../nbs/01g_disease.ipynb #1b2b9513
 @draws('Lung Lesion')
 def draw_lesion(ch: Chest, v: Finding, g: np.random.Generator):
     "One or more lumps with an uneven outline."
@@ -285,7 +297,7 @@ def draw_fracture(ch: Chest, v: Finding, g: np.random.Generator):
     break_line(lines, weight, int(i), at, step)
     return ch.around(lines[int(i), int(at * lines.shape[1])] + [0, step / 2, 0], (1.6, 1.6, 0))
 
-# %% ../nbs/01g_disease.ipynb #2d374e8d
+# %% ../nbs/01g_disease.ipynb #0474240a
 def device_ways(ch: Chest, v: Finding, g: np.random.Generator) -> list:  # of (points, radius, density)
     "The ways of a device's tubes, leads and wires."
     a, side, t, h, m = ch.a, SIDES[v.side][0], ch.a.apex, ch.a.heart_shift, ch.a.heart_shift - 2.1 * ch.a.mediastinum
@@ -302,6 +314,7 @@ def device_ways(ch: Chest, v: Finding, g: np.random.Generator) -> list:  # of (p
     tips = [(m + .6 + j[3], low - 5.5, 4)] * (v.kind == 'pacemaker') + [(h + 4.2 + j[4], low - .6, 6)]
     return [([(px, py - 1.6, pz), (side * 5, t + 3.2, 5), (side * 1.6, t + 5, 3), *([(-.6, t + 5.6, 2)] if side > 0 else []), (m, t + 9 + j[2], 1.5), tip], .1 if v.kind == 'pacemaker' else .16, 4.) for tip in tips]
 
+# %% ../nbs/01g_disease.ipynb #63333301
 @draws('Support Devices')
 def draw_device(ch: Chest, v: Finding, g: np.random.Generator):
     "Tubes, lines, wires, pacemakers and defibrillators."
@@ -315,7 +328,7 @@ def draw_device(ch: Chest, v: Finding, g: np.random.Generator):
         corners = np.concatenate([corners, np.array([(px - 2.6, py, pz), (px + 2.6, py + 3.8, pz)])])
     return ch.box(*corners[(corners[:, 1] > ch.a.apex - 4) & (corners[:, 1] < ch.a.dome + 8)])
 
-# %% ../nbs/01g_disease.ipynb #5270c41e
+# %% ../nbs/01g_disease.ipynb #3aaf218a
 ORDER = ('Pneumothorax', 'Pleural Effusion')  # end the air, before the rest fills what is left
 
 def diseased(
@@ -331,6 +344,7 @@ def diseased(
         drawn_[:] = [replace(v, box=boxes[i]) for i, v in enumerate(findings)]
     return change
 
+# %% ../nbs/01g_disease.ipynb #67ea69de
 def render(
     a: Anatomy,
     e: Exam,
@@ -362,7 +376,7 @@ KINDS = {'Support Devices': ('endotracheal tube', 'nasogastric tube', 'central l
          'Atelectasis': ('linear', 'linear', 'lobar'), 'Fracture': ('rib', 'rib', 'rib', 'clavicle')}
 HEDGED = ('Edema', 'Consolidation', 'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Lung Lesion', 'Cardiomegaly')  # where a faint one is reported as possible
 
-# %% ../nbs/01g_disease.ipynb #58cc9324
+# %% ../nbs/01g_disease.ipynb #daef2473
 def measured(
     v: Finding,
     u: float,  # 0…1, spreads what severity does not decide
@@ -372,6 +386,7 @@ def measured(
     if v.name == 'Pneumothorax': return round(1.3 * (.35 + 1.0 * v.severity + 2.2 * v.severity**2), 1)
     return round({'endotracheal tube': 1. + 6 * u, 'central line': 4. * u, 'PICC': 4. * u}.get(v.kind, 0.), 1)
 
+# %% ../nbs/01g_disease.ipynb #6392fa3b
 def draw_finding(
     name: str,             # one of `FINDINGS`
     g: np.random.Generator,
@@ -420,7 +435,7 @@ def visit_of(
     patient, visit = _OWNER[place]
     return block * len(VISITS) + patient, visit
 
-# %% ../nbs/01g_disease.ipynb #4af5c5db
+# %% ../nbs/01g_disease.ipynb #e9d55133
 CHRONIC = ('Cardiomegaly', 'Enlarged Cardiomediastinum', 'Pleural Other', 'Lung Lesion', 'Fracture', 'pacemaker', 'defibrillator', 'sternotomy wires')
 
 def next_visit(
@@ -441,6 +456,7 @@ def next_visit(
     if g.random() < .4: found += [replace(v, change='new' if v.certain and v.name != 'Support Devices' else '') for v in fresh if not {v.kind or v.name, v.name} & names]
     return found, supine
 
+# %% ../nbs/01g_disease.ipynb #a3995528
 def draw_findings(
     seed: int,
     k: int,  # number of the study

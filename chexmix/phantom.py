@@ -44,7 +44,7 @@ class Phantom:
     findings_text: str
     impression_text: str
 
-# %% ../nbs/02_phantom.ipynb #8d07f735
+# %% ../nbs/02_phantom.ipynb #d8bd3356
 def check_drawing(
     size: int,      # pixels on each side
     view: str = '',  # PA, AP or LATERAL; '' as the patient can
@@ -53,6 +53,7 @@ def check_drawing(
     if not 32 <= size <= 2048: raise UserError(f'cannot draw a radiograph of {size} × {size} pixels: choose a size from 32 to 2048')
     if view not in ('', 'PA', 'AP', 'LATERAL'): raise UserError(f'no such view: {view}; choose one of PA, AP, LATERAL')
 
+# %% ../nbs/02_phantom.ipynb #6810cd85
 def draw_study(
     seed: int,
     k: int,     # number of the study, 0…
@@ -96,11 +97,12 @@ def in_processes(
         finally:
             for future in waiting: future.cancel()
 
-# %% ../nbs/02_phantom.ipynb #e3e2eb80
+# %% ../nbs/02_phantom.ipynb #aa51534d
 def draw_chunk(ks: range, size: int, seed: int) -> list[Phantom]:
     "Some studies."
     return [draw_study(seed, k, size) for k in ks]
 
+# %% ../nbs/02_phantom.ipynb #15ab7aa3
 def stream(
     size: int,        # pixels on each side
     seed: int = 0,
@@ -128,31 +130,35 @@ def draw_studies(
         rows.append(study_row(study))
     return images, pd.DataFrame(rows, columns=[*MANIFEST_COLUMNS, *FINDINGS])
 
-# %% ../nbs/02_phantom.ipynb #c9d531c7
+# %% ../nbs/02_phantom.ipynb #32851387
 def views_of(study: Phantom, k: int) -> list[str]:
     "The images of a study in a collection: half of those who stand are also seen from the side."
     return [study.view] + ['LATERAL'] * (study.view == 'PA' and k % 2 == 0)
 
+# %% ../nbs/02_phantom.ipynb #8433bd1e
 def pixels(image: np.ndarray) -> Image.Image:
     "A drawn image in 8 bits."
     return Image.fromarray((image * 255).round().astype(np.uint8))
 
+# %% ../nbs/02_phantom.ipynb #46c68c02
 def write_text(path: Path, text: str):
     "A text file, whole or not at all."
     with atomic(path) as part: part.write_text(text, encoding='utf-8')
 
+# %% ../nbs/02_phantom.ipynb #57e5aae4
 def write_picture(path: Path, seed: int, k: int, size: int, view: str = '', **how):
     "Draw a study into a file, unless it is there."
     if path.exists(): return
     image = pixels(draw_study(seed, k, size, view=view).image)
     with atomic(path) as part: image.save(part, **how)
 
-# %% ../nbs/02_phantom.ipynb #31e5961b
+# %% ../nbs/02_phantom.ipynb #3c877f61
 def write_table(folder: Path, study: Phantom, seed: int, k: int, size: int) -> list[dict]:
     "A PNG file named by the study's id; returns the manifest's row."
     write_picture(folder/f'{study.study_id}.png', seed, k, size, format='PNG', compress_level=1)
     return [study_row(study)]
 
+# %% ../nbs/02_phantom.ipynb #ed3a040c
 def write_open_i(folder: Path, study: Phantom, seed: int, k: int, size: int) -> list[dict]:
     "An XML report and PNG images as Open-i has them."
     names = [f'CXR{k + 1}_IM-0001-{1 + i}001' for i in range(len(views_of(study, k)))]
@@ -162,11 +168,12 @@ def write_open_i(folder: Path, study: Phantom, seed: int, k: int, size: int) -> 
                + ''.join(f'<parentImage id="{name}"/>' for name in names) + '</eCitation>\n')
     return [study_row(study) | dict(path=f'NLMCXR_png/{name}.png', view=view) for name, view in zip(names, views_of(study, k))]
 
-# %% ../nbs/02_phantom.ipynb #5def04d2
+# %% ../nbs/02_phantom.ipynb #d7a7239c
 def full_report(study: Phantom) -> str:
     "The report as a file."
     return f'{"FINAL REPORT":>45}\n EXAMINATION:  CHEST ({"PA" if study.view == "PA" else "PORTABLE AP"})\n\n INDICATION:  Synthetic study.\n\n FINDINGS:\n\n {study.findings_text}\n\n IMPRESSION:\n\n {study.impression_text}\n'
 
+# %% ../nbs/02_phantom.ipynb #0576ae0b
 def write_mimic(folder: Path, study: Phantom, seed: int, k: int, size: int) -> list[dict]:
     "JPEG images and a report text in the trees of MIMIC-CXR; its tables are written at the end."
     subject, number = 10_000_000 + visit_of(k)[0], 50_000_000 + k
@@ -179,6 +186,7 @@ def write_mimic(folder: Path, study: Phantom, seed: int, k: int, size: int) -> l
         rows.append(study_row(study) | dict(path=f'images/{place}/{name}.jpg', view=view, dicom_id=name, subject_id=subject, study=number))
     return rows
 
+# %% ../nbs/02_phantom.ipynb #f12b0fa5
 def mimic_tables(folder: Path, rows: pd.DataFrame):
     "The three tables of MIMIC-CXR-JPG; one patient in ten is for validation, one for the test."
     part = rows.subject_id.map(lambda subject: ('validate', 'test', *['train'] * 8)[int(hashlib.sha256(str(subject).encode()).hexdigest(), 16) % 10])
@@ -188,7 +196,7 @@ def mimic_tables(folder: Path, rows: pd.DataFrame):
     for name, table in tables.items():
         with atomic(folder/'images'/f'mimic-cxr-2.0.0-{name}.csv.gz') as path: path.write_bytes(gzip.compress(table.to_csv(index=False).encode(), mtime=0))
 
-# %% ../nbs/02_phantom.ipynb #46641795
+# %% ../nbs/02_phantom.ipynb #da9f45ab
 def dicom_of(study: Phantom, seed: int, k: int) -> pydicom.Dataset:
     "A study's image as a DICOM object, with the tags that a digital radiograph has."
     patient, e, n = visit_of(k)[0], draw_exam(seed, k, view=study.view), len(study.image)
@@ -209,6 +217,7 @@ def dicom_of(study: Phantom, seed: int, k: int) -> pydicom.Dataset:
     d.RescaleIntercept, d.RescaleSlope, d.RescaleType, d.WindowCenter, d.WindowWidth, d.PixelData = 0, 1, 'US', (low + high + 1) / 2, high - low + 1, stored.tobytes()
     return d
 
+# %% ../nbs/02_phantom.ipynb #e0cadfb2
 def write_dicom(folder: Path, study: Phantom, seed: int, k: int, size: int) -> list[dict]:
     "DICOM files and the report beside each."
     rows = []
@@ -220,7 +229,7 @@ def write_dicom(folder: Path, study: Phantom, seed: int, k: int, size: int) -> l
         rows.append(study_row(study) | dict(path=str(path.relative_to(folder)), view=view))
     return rows
 
-# %% ../nbs/02_phantom.ipynb #aa396fef
+# %% ../nbs/02_phantom.ipynb #ef7504f0
 LAYOUTS = {'table': write_table, 'open_i': write_open_i, 'mimic': write_mimic, 'dicom': write_dicom}
 
 def write_chunk(
@@ -233,6 +242,7 @@ def write_chunk(
     "Draw some studies and write their files; returns rows of the manifest, one an image. A complete file is kept."
     return [row for k in ks for row in LAYOUTS[layout](folder, draw_study(seed, k, size, draw=False), seed, k, size)]
 
+# %% ../nbs/02_phantom.ipynb #b5c1b7dc
 def claim_folder(
     folder: str | Path,
     config: dict,  # what decides the content

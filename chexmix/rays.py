@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'FAR', 'Camera', 'camera', 'ellipsoids', 'spin', 'polynomials', 'outline_boxes', 'pieces', 'Interval',
-           'crossing', 'thickness', 'halfspace', 'Tubes', 'joined', 'spline', 'curves', 'tubes', 'across', 'profile',
-           'spread', 'drawn', 'spline_weights', 'field']
+           'crossings', 'crossing', 'thickness', 'halfspace', 'Tubes', 'joined', 'spline', 'curves', 'tubes', 'across',
+           'profile', 'spread', 'drawn', 'spline_weights', 'field']
 
 # %% ../nbs/01e_rays.ipynb #1d9e95c9
 import math
@@ -66,7 +66,7 @@ def project(
     scale = self.distance / away
     return (right * scale / self.extent + .5) * self.size - .5, (down * scale / self.extent + .5) * self.size - .5, scale
 
-# %% ../nbs/01e_rays.ipynb #0cb84433
+# %% ../nbs/01e_rays.ipynb #34385413
 def ellipsoids(
     shapes: list,  # of (centre, radii) or (centre, radii, (3, 3) rotation); a radius of inf makes an elliptic cylinder
 ) -> tuple[np.ndarray, np.ndarray]:  # centres (n, 3), matrices A (n, 3, 3)
@@ -75,6 +75,7 @@ def ellipsoids(
     turned = np.array([s[2] if len(s) > 2 else np.eye(3) for s in shapes])
     return centres, turned / radii[:, :, None]
 
+# %% ../nbs/01e_rays.ipynb #a8f3f614
 def spin(
     angle: float,     # radians, clockwise in the image
     axis: str = 'z',  # about which axis of the patient
@@ -99,7 +100,7 @@ def polynomials(
     out[:, 2, 0, 0], out[:, 2, 0, 1], out[:, 2, 1, 0] = -beta[:, 2], -beta[:, 0], -beta[:, 1]
     return out
 
-# %% ../nbs/01e_rays.ipynb #842edb2c
+# %% ../nbs/01e_rays.ipynb #46ec386d
 def outline_boxes(
     k: np.ndarray,    # (n, 3, 3) discriminants' coefficients of v⁰…v² times u⁰…u²
     c: Camera,
@@ -116,6 +117,7 @@ def outline_boxes(
         spans += [np.where(closed, np.ceil(low), 0), np.where(closed, np.floor(high) + 1, c.size)]
     return np.clip(np.stack(spans, 1), 0, c.size).astype(int)
 
+# %% ../nbs/01e_rays.ipynb #995f468d
 def pieces(
     c: Camera,
     shapes: list,  # as `ellipsoids` takes them
@@ -137,21 +139,29 @@ class Interval:
 
 FAR = np.float32(9.)
 
-# %% ../nbs/01e_rays.ipynb #7e0aa583
-def crossing(
+# %% ../nbs/01e_rays.ipynb #bf8b03da
+def crossings(
     c: Camera,
-    shapes: list,  # as `ellipsoids` takes them; they should touch along each ray that meets several
-) -> Interval:
-    "Where rays are inside the union of ellipsoids."
-    near, far = np.full((c.size, c.size), FAR), np.full((c.size, c.size), -FAR)
-    for _, box, (d, alpha, middle) in pieces(c, shapes):
+    *groups: list,  # of shapes as `ellipsoids` takes them; those of a group should touch along each ray that meets several
+) -> list[Interval]:
+    "Where rays are inside the union of each group's ellipsoids."
+    near, far = (np.full((len(groups), c.size, c.size), v) for v in (FAR, -FAR))
+    owner = [i for i, shapes in enumerate(groups) for _ in shapes]
+    for i, box, (d, alpha, middle) in pieces(c, [shape for shapes in groups for shape in shapes]):
         half, missed = np.sqrt(np.maximum(d, 0)), d <= 0
         enter, leave = (middle - half) / alpha, (middle + half) / alpha
         enter[missed], leave[missed] = FAR, -FAR
-        np.minimum(near[box], enter, out=near[box])
-        np.maximum(far[box], leave, out=far[box])
-    return Interval(near, far)
+        n, f = near[owner[i]][box], far[owner[i]][box]
+        np.minimum(n, enter, out=n)
+        np.maximum(f, leave, out=f)
+    return [Interval(n, f) for n, f in zip(near, far)]
 
+# %% ../nbs/01e_rays.ipynb #bc87c44a
+def crossing(c: Camera, shapes: list) -> Interval:
+    "Where rays are inside the union of ellipsoids."
+    return crossings(c, shapes)[0]
+
+# %% ../nbs/01e_rays.ipynb #c99c1502
 def thickness(
     c: Camera,
     shapes: list,   # as `ellipsoids` takes them
@@ -174,7 +184,7 @@ def halfspace(
     at = np.float32(n @ (np.asarray(point, float) - c.focus)) / np.where(np.abs(rate) < 1e-6, np.float32(1e-6), rate)
     return Interval(np.where(rate > 0, -FAR, at), np.where(rate > 0, at, FAR))
 
-# %% ../nbs/01e_rays.ipynb #1f026b93
+# %% ../nbs/01e_rays.ipynb #5122d843
 @dataclass
 class Tubes:
     "Points along tubes, ready to be drawn; all float32."
@@ -186,10 +196,12 @@ class Tubes:
     weight: np.ndarray   # (n,) density
     hollow: np.ndarray   # (n,) how much less dense the inside is than the shell: 0 solid, 1 empty
 
+# %% ../nbs/01e_rays.ipynb #b429ce8f
 def joined(parts) -> Tubes:
     "Several tubes as one."
     return Tubes(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Tubes)))
 
+# %% ../nbs/01e_rays.ipynb #57af2ed6
 @lru_cache(256)
 def spline(
     m: int,  # points given
@@ -198,6 +210,7 @@ def spline(
     "What each given point contributes to each wanted one on a smooth curve."
     return CubicSpline(np.linspace(0, 1, m), np.eye(m))(np.linspace(0, 1, n))
 
+# %% ../nbs/01e_rays.ipynb #f9f19471
 def curves(
     points: np.ndarray,  # (k, m, 3) k curves through m points each, cm
     spacing: float,      # cm between the points that are returned, about
@@ -206,6 +219,7 @@ def curves(
     longest = np.sqrt(np.square(np.diff(points, axis=1)).sum(2)).sum(1).max()
     return spline(points.shape[1], 4 * math.ceil(min(max(longest / spacing, 4), 2000) / 4)) @ points
 
+# %% ../nbs/01e_rays.ipynb #3c488cf5
 def tubes(
     lines: np.ndarray,   # (k, n, 3), as `curves` gives them
     high,                # radius, cm: a number, or (k, n) or what broadcasts to it
@@ -223,7 +237,7 @@ def tubes(
     if upright: up[:] = upright
     return Tubes(lines.reshape(n, 3).astype(np.float32), steps.reshape(n, 3).astype(np.float32), flat(high), flat(high if wide is None else wide), up, flat(weight), flat(hollow))
 
-# %% ../nbs/01e_rays.ipynb #8bf87673
+# %% ../nbs/01e_rays.ipynb #e6744854
 def across(
     c: Camera,
     t: Tubes,
@@ -238,6 +252,7 @@ def across(
     scale = np.float32(c.distance / c.pixel) / z
     return np.stack([x, y]) * scale + np.float32((c.size - 1) / 2), np.stack([sx, sy]) * (reach * scale / size), np.float32(math.pi) * t.high * t.wide * length * t.weight * scale**2
 
+# %% ../nbs/01e_rays.ipynb #e64300de
 _COUNTS = np.array([1, 2, 3, 4, 6, 8, 11, 15, 20, 28, 40, 56, 80, 112, 160])
 
 @lru_cache(32)
@@ -250,7 +265,7 @@ def profile(
     outer, inner = np.sqrt(1 - s * s), np.sqrt(np.maximum(shell**2 - s * s, 0))
     return tuple(v.astype(np.float32) for v in (s, outer / outer.sum(), shell**2 * inner / max(inner.sum(), 1e-9) if n > 2 else shell**2 * outer / outer.sum()))
 
-# %% ../nbs/01e_rays.ipynb #08274284
+# %% ../nbs/01e_rays.ipynb #17c58a54
 def spread(
     c: Camera,
     t: Tubes,
@@ -266,6 +281,7 @@ def spread(
         out.append([*((at[d, chosen, None] + reach[d, chosen, None] * s).ravel() for d in (0, 1)), section.ravel()])
     return tuple(np.concatenate(v) for v in zip(*out)) if out else (np.zeros(0, np.float32),) * 3
 
+# %% ../nbs/01e_rays.ipynb #29611a2b
 def drawn(
     c: Camera,
     *parts: Tubes,
@@ -281,7 +297,7 @@ def drawn(
     for shift, w in ((0, high - high_x), (1, high_x), (c.size, low - low_x), (c.size + 1, low_x)): out[shift:shift + c.size**2] += np.bincount(at, w, c.size**2)
     return out[:c.size**2].reshape(c.size, c.size).astype(np.float32)
 
-# %% ../nbs/01e_rays.ipynb #b8da788d
+# %% ../nbs/01e_rays.ipynb #edec17b0
 def spline_weights(
     at: np.ndarray,  # (n,) 0…1 along the field
     cells: int,
@@ -293,6 +309,7 @@ def spline_weights(
     for shift, w in enumerate((.5 * (.5 - d)**2, .75 - d * d, .5 * (.5 + d)**2)): weights[rows, i + shift] = w
     return weights[:, 1:-1]
 
+# %% ../nbs/01e_rays.ipynb #c5153940
 def field(
     c: Camera,
     g: np.random.Generator,

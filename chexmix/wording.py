@@ -16,7 +16,7 @@ import numpy as np
 from .chest import Anatomy, Exam, generator
 from .disease import Finding
 
-# %% ../nbs/01h_wording.ipynb #c88adf7f
+# %% ../nbs/01h_wording.ipynb #f66d68f9
 @lru_cache(None)
 def parts(
     template: str,
@@ -33,6 +33,7 @@ def parts(
             if not depth: out.append((*cuts, template[start:i])); start = i + 1
     return (*out, template[start:])
 
+# %% ../nbs/01h_wording.ipynb #c0815220
 def say(
     template: str,
     u,             # iterator of random numbers 0…1
@@ -69,19 +70,22 @@ SIGNS = ('[perihilar haze|vascular congestion|fine septal lines]', '[Kerley B li
 RIBS = dict(zip('45678', (('fourth', '4th'), ('fifth', '5th'), ('sixth', '6th'), ('seventh', '7th'), ('eighth', '8th'))))
 CHANGES = {'new': 'new ', 'unchanged': '[unchanged|stable|persistent] ', 'increased': '[increased|worsening|progressive] ', 'decreased': '[decreased|improving|decreasing] ', '': ''}
 
-# %% ../nbs/01h_wording.ipynb #63f17971
+# %% ../nbs/01h_wording.ipynb #7ce7d7a7
 def grade(v: Finding, words: tuple):
     "The word for a severity."
     return words[min(int(v.severity * 3), 2)]
 
+# %% ../nbs/01h_wording.ipynb #365aa7c7
 def length_words(cm: float, u) -> str:
     "A length as readers write it."
     return f'{cm:.1f} cm' if next(u) < .6 else f'{10 * cm:.0f} mm'
 
+# %% ../nbs/01h_wording.ipynb #40b67c6a
 def ratio_of(a: Anatomy, e: Exam) -> float:
     "Width of the heart over that of the chest."
     return round(12.6 * a.heart / (2 * a.width + .7) * (1.06 if e.view == 'AP' else 1), 2)
 
+# %% ../nbs/01h_wording.ipynb #b3e5a8bc
 def noun(
     v: Finding,
     u,             # iterator of random numbers 0…1
@@ -97,7 +101,7 @@ def noun(
     for name in ('side', 'site'): template = template.replace(f'{{{name}}}', slots[name])
     return say(CHANGES[v.change] + template, u)
 
-# %% ../nbs/01h_wording.ipynb #5454fbba
+# %% ../nbs/01h_wording.ipynb #1748ba7f
 STATED = '[{noun}.|{noun}.|There {is} {a}{noun}.|{a}{noun} {is} [seen|noted|present].|[Findings are in keeping with|Appearances are in keeping with] {a}{noun}.]'
 HEDGES = '[Possible {noun}.|{noun} cannot be excluded.|Questionable {noun}.|Probable {noun}.|Findings [suspicious|concerning] for {noun}.|{noun} is [possible|suspected].]'
 SIGNS_OF = {  # what may be added, after a sentence of its own that names the finding
@@ -120,6 +124,7 @@ def sentence_case(text: str) -> str:
     "With a capital at its start."
     return text[:1].upper() + text[1:]
 
+# %% ../nbs/01h_wording.ipynb #7f1689af
 def sentence(
     v: Finding,
     u,             # iterator of random numbers 0…1
@@ -158,7 +163,7 @@ def normal_sentence(
         return say(ABSENT[organ], u, absent=' or '.join(absent if next(u) < .5 else absent[::-1])) if absent else ''
     return '' if organ not in ABSENT or present & {*ORGANS[organ]} else say(ABSENT[organ], u)
 
-# %% ../nbs/01h_wording.ipynb #5ad8725a
+# %% ../nbs/01h_wording.ipynb #7b83ab26
 TECHNIQUE = {'AP': '[Portable AP view|Supine AP view|AP view|Portable chest].', 'PA': '[PA view|Upright PA view|Frontal view|PA chest].', 'LATERAL': 'Lateral view.'}
 LABELS = {'lungs': 'Lungs', 'pleura': 'Pleura', 'heart': '[Heart|Mediastinum]', 'bones': 'Bones', 'devices': 'Devices'}
 
@@ -169,6 +174,7 @@ def quality(e: Exam, u) -> str:
     if abs(e.turn) > .06: lines.append(say('[The p|P]atient is [mildly |]rotated.', u))
     return ' '.join(lines)
 
+# %% ../nbs/01h_wording.ipynb #4f492329
 def write_report(
     findings: list[Finding],
     exam: Exam,
