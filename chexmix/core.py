@@ -34,6 +34,7 @@ class Layout:
     image_start: int  # `I_s`, also the target after the last text token
     image_end: int    # `I_e`
     text_start: int   # `T_s`, which is end-of-text too
+    n_decodable: int = 0  # text ids that stand for a text, the first ones; the others fill the vocabulary up. 0 = all
 
     @property
     def mask(self): return self.n_text + self.n_codes
@@ -110,8 +111,8 @@ PRESETS = {s.preset: s for s in (
              n_text=384, width=64, layers=2, heads=2, context=160, tokenizer_steps=40, tokenizer_batch=16, tokenizer_lr=2e-3,
              stage1_steps=30, stage2_steps=30, batch=8, lr=3e-3, n_studies=240),
     Settings('small', image_size=128, grid=8, n_codes=512, channels=8, channel_mult=(1, 2, 4, 8, 8), res_blocks=1, code_dim=32,
-             n_text=1024, width=128, layers=6, heads=4, context=224, tokenizer_steps=640, tokenizer_batch=8, tokenizer_lr=2e-3,
-             stage1_steps=400, stage2_steps=400, batch=16, lr=2e-3, n_studies=3000),
+             n_text=1024, width=128, layers=6, heads=4, context=224, tokenizer_steps=480, tokenizer_batch=8, tokenizer_lr=2e-3,
+             stage1_steps=350, stage2_steps=350, batch=16, lr=2e-3, n_studies=2400),
     Settings('base', image_size=256, grid=16, n_codes=4096, channels=64, channel_mult=(1, 1, 2, 2, 4), res_blocks=2, code_dim=128,
              n_text=8192, width=768, layers=12, heads=12, context=640, tokenizer_steps=20_000, tokenizer_batch=32, tokenizer_lr=2e-4,
              stage1_steps=10_000, stage2_steps=10_000, batch=64, lr=3e-4, n_studies=50_000),
