@@ -5,17 +5,15 @@
 # %% auto #0
 __all__ = ['VOCABULARY', 'rotary_share', 'ChexmixConfig', 'both_ways_mask', 'ChexmixModel', 'ChexmixForCausalLM', 'new_model',
            'from_text_model', 'image_rows', 'is_text', 'text_first', 'draw_mask', 'mask_tokens', 'draw_ratios',
-           'study_masks', 'select_targets', 'fused_losses', 'position_losses', 'attention_inputs', 'target_weights',
-           'causal_loss', 'evaluating', 'image_prompt', 'hidden_states_at_image', 'image_means', 'embed', 'OnlyIds',
-           'ReservedLayer', 'read_prompts', 'greedy_ids', 'generate_reports', 'choose', 'guided', 'fill_in_rounds',
-           'fill_image', 'generate_images', 'read_image', 'text_log_likelihood_after', 'text_log_likelihood',
-           'score_texts']
+           'study_masks', 'select_targets', 'position_losses', 'attention_inputs', 'target_weights', 'causal_loss',
+           'evaluating', 'image_prompt', 'hidden_states_at_image', 'image_means', 'embed', 'OnlyIds', 'ReservedLayer',
+           'read_prompts', 'greedy_ids', 'generate_reports', 'choose', 'guided', 'fill_in_rounds', 'fill_image',
+           'generate_images', 'read_image', 'text_log_likelihood_after', 'text_log_likelihood', 'score_texts']
 
 # %% ../nbs/04_model.ipynb #16af2629
 import copy, itertools, math
 from dataclasses import asdict
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +41,7 @@ class ChexmixConfig(PhiConfig):
     image_start: int = 50_295
     image_end: int = 50_296
     text_start: int = 50_256
+    n_decodable: int = 0
     hidden_size: int = 2_560      # fields of Phi, at Phi-2's values
     intermediate_size: int = 10_240
     num_hidden_layers: int = 32
@@ -51,7 +50,7 @@ class ChexmixConfig(PhiConfig):
     both_ways: bool = False       # image positions see each other in both directions; the released weights do not
 
     @property
-    def layout(self): return Layout(self.n_text, self.n_codes, self.grid, self.image_start, self.image_end, self.text_start)
+    def layout(self): return Layout(self.n_text, self.n_codes, self.grid, self.image_start, self.image_end, self.text_start, self.n_decodable)
 
     def __post_init__(self, **kwargs):
         self.vocab_size, self.pad_token_id = self.layout.n_ids, self.layout.pad
@@ -258,18 +257,6 @@ def select_targets(
     scored = torch.where(code, policies[image], torch.where(word, policies[text], input_ids < layout.mask))
     return F.pad(input_ids.masked_fill(~scored, -100)[:, 1:], (0, 1), value=-100)
 
-# %% ../nbs/04_model.ipynb #c653bc86
-def fused_losses(
-    head: torch.nn.Linear,
-    hidden_states: torch.Tensor,  # (N, D)
-    targets: torch.Tensor,        # (N,) ids
-    implementation: str = 'cce',  # of cut-cross-entropy
-) -> torch.Tensor:  # (N,) float32
-    "Negative log-likelihood of each target by cut-cross-entropy."
-    from cut_cross_entropy import linear_cross_entropy
-    dtype = torch.get_autocast_dtype(hidden_states.device.type) if torch.is_autocast_enabled(hidden_states.device.type) else hidden_states.dtype
-    return linear_cross_entropy(hidden_states.to(dtype), head.weight.to(dtype), targets, bias=head.bias.to(dtype), reduction='none', impl=implementation).float()
-
 # %% ../nbs/04_model.ipynb #22862258
 def position_losses(
     model: PhiForCausalLM,
@@ -278,7 +265,6 @@ def position_losses(
     max_logits: int = 2**25,      # numbers in memory at once (128 MB in float32)
 ) -> torch.Tensor:  # (N,) float32
     "Negative log-likelihood of each target, without the full logits in memory."
-    if hidden_states.is_cuda and find_spec('cut_cross_entropy'): return fused_losses(model.lm_head, hidden_states, targets)
     def losses(h, t): return F.cross_entropy(model.lm_head(h).float(), t, reduction='none')
     rows = max(1, max_logits // model.config.vocab_size)
     if len(targets) <= rows: return losses(hidden_states, targets)
@@ -485,7 +471,7 @@ def generate_reports(
     if room < 1: raise UserError(f'a context of {model.config.max_position_embeddings} ids leaves no room for text after an image of {ids.shape[1]}: choose a longer context')
     closing, new = [layout.image_start, layout.text_start], min(max_new_tokens, room)
     vocabulary, least = torch.arange(layout.n_ids), min(min_new_tokens, new)
-    allowed = is_text(vocabulary, layout) | torch.isin(vocabulary, torch.tensor(closing))
+    allowed = is_text(vocabulary, layout) & (vocabulary < (layout.n_decodable or layout.n_text)) | torch.isin(vocabulary, torch.tensor(closing))
     if generate_kwargs:
         options = dict(do_sample=False, max_new_tokens=new, min_new_tokens=least, eos_token_id=closing, pad_token_id=layout.pad,
                        attention_mask=torch.ones_like(ids), logits_processor=LogitsProcessorList([OnlyIds(allowed)]))

@@ -194,7 +194,7 @@ class Checkpoint(Callback):
     def __init__(
         self,
         folder: Path,
-        seconds: float = 60.,  # 0 saves after every step
+        seconds: float = 60.,  # 0 saves after every step, infinity never
     ): self.folder, self.seconds, self.saved = Path(folder), seconds, time.monotonic()
 
     def before_fit(self): self.last = self.learn.done
@@ -209,7 +209,7 @@ class Checkpoint(Callback):
         if self.due(): self.save()
 
     def after_fit(self):
-        if self.last < self.learn.done: self.save()
+        if self.last < self.learn.done and self.seconds < math.inf: self.save()
 
     def save(self):
         self.saved, self.last = time.monotonic(), self.learn.done
