@@ -190,16 +190,13 @@ def text_first(
 def draw_mask(
     eligible: torch.Tensor,      # (B, T) bool, what may be hidden
     ratio: float | torch.Tensor, # share to hide, one number or one a row (B,)
-    generator: torch.Generator | list,  # on the CPU; a list gives each row its own, so that a row's mask does not depend on its neighbours
+    draws: torch.Tensor,         # (B, T) uniform in 0…1
     span: int = 1,               # eligible ids that are hidden together; 1 = each for itself
 ) -> torch.Tensor:  # (B, T) bool
     "Hide exactly `round(ratio · eligible)` positions in each row, drawn without replacement, single or in spans."
-    wanted = (eligible.sum(1).double() * torch.as_tensor(ratio, device=eligible.device)).round()  # (B,)
-    length = eligible.shape[1]
-    draws = torch.stack([torch.rand(length, generator=g) for g in generator]) if isinstance(generator, list) else torch.rand(eligible.shape, generator=generator)
-    draws = draws.to(eligible.device)
+    wanted, draws = (eligible.sum(1).double() * torch.as_tensor(ratio, device=eligible.device)).round(), draws.to(eligible.device)  # (B,)
     if span > 1:  # all of a span share the draw of its number, the last span of a row may be hidden in part
-        number = eligible.cumsum(1) - 1 + (draws[:, -1:] * span).long()  # (B, T) counted from a random offset
+        number = eligible.cumsum(1) - 1 + (draws[:, :1] * span).long()  # (B, T) counted from a random offset
         draws = draws.gather(1, (number.clamp(min=0) // span)) + number * 1e-7
     return draws.masked_fill(~eligible, 2.).argsort(dim=1, stable=True).argsort(1) < wanted[:, None]  # the ineligible come last
 
@@ -209,13 +206,16 @@ def mask_tokens(
     layout: Layout,
     image_ratio: float | torch.Tensor, # share of image codes to hide, 0…1; a tensor (B,) gives each row its own
     text_ratio: float | torch.Tensor,  # share of text ids to hide, likewise
-    generator: torch.Generator | list, # on the CPU; a list has one a row
+    generator: torch.Generator | list, # on the CPU; a list gives each row its own
     image_span: int = 1,               # codes that are hidden together
     text_span: int = 1,                # text ids that are hidden together
 ) -> tuple[torch.Tensor, torch.Tensor]: # (B, T) ids to read, (B, T) bool mask
     "Replace a share of codes and of text ids by the mask id (paper: stage 2). Special ids and pads are never hidden; mask True = hidden."
-    mask = draw_mask(is_code(input_ids, layout), image_ratio, generator, image_span) | draw_mask(is_text(input_ids, layout), text_ratio, generator, text_span)
+    if isinstance(generator, list): draws = torch.stack([torch.rand(input_ids.shape[1], 2, generator=g) for g in generator]).unbind(2)  # does not depend on T
+    else: draws = [torch.rand(input_ids.shape, generator=generator) for _ in range(2)]
+    mask = draw_mask(is_code(input_ids, layout), image_ratio, draws[0], image_span) | draw_mask(is_text(input_ids, layout), text_ratio, draws[1], text_span)
     return input_ids.masked_fill(mask, layout.mask), mask
+
 
 # %% ../nbs/04_model.ipynb #784f4afc
 def draw_ratios(

@@ -353,7 +353,7 @@ def load_model(
 def command_line() -> argparse.ArgumentParser:
     "Options of `python -m chexmix.pretrain`, which a launcher starts once for each process."
     p = argparse.ArgumentParser(prog='chexmix.pretrain', description='One stage of pretraining, in a run that 03_tokenizer has prepared.')
-    p.add_argument('--run', required=True, help='a name under runs/, or a path')
+    p.add_argument('run', help='a name under runs/, or a path')
     p.add_argument('--stage', type=int, default=1, choices=(1, 2))
     p.add_argument('--name', default='', help='folder of the result (default: stage1 or stage2)')
     p.add_argument('--parts', type=int, default=1, help='pieces a step is computed in, for less memory')
@@ -402,7 +402,7 @@ def launch(
     **changes,       # fields of `Stage`
 ) -> Path:           # the folder of the result
     "Train one stage by several processes on this machine. Raises `UserError` where they fail; the same call then goes on."
-    words = ['--run', str(folder), '--stage', str(stage), '--name', name, *(w for k, v in changes.items() for w in ('--set', f'{k}={json.dumps(v) if not isinstance(v, str) else v}'))]
+    words = [str(folder), '--stage', str(stage), '--name', name, *(w for k, v in changes.items() for w in ('--set', f'{k}={json.dumps(v) if not isinstance(v, str) else v}'))]
     started = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--rdzv_backend=c10d', '--rdzv_endpoint=127.0.0.1:0', '-m', 'chexmix.pretrain', *words]
     with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as team:
         lines = [print(line, end='') or line for line in team.stdout]
