@@ -211,7 +211,7 @@ def draw_panel(
         for ax, image in zip(axs, images): ax.imshow(image, cmap='gray', vmin=0, vmax=1)
         for ax in axs: ax.set(xticks=[], yticks=[])
         written, given = (textwrap.shorten(t, 330, placeholder=' …') for t in (text, row['text']))
-        axs[3].text(0, 1, '\n'.join(textwrap.wrap(f'written: {written}', 62) + [''] + textwrap.wrap(f'true: {given}', 62)), fontsize=6, va='top'); axs[3].set_axis_off()
+        axs[3].text(0, 1, '\n'.join(textwrap.wrap(f'written: {written}', 62) + [''] + textwrap.wrap(f'true: {given}', 62)), fontsize=6, va='top', parse_math=False); axs[3].set_axis_off()
     for ax, title in zip(axes[0], (f'{ratio:.0%} hidden', 'filled in', 'true codes')): ax.set_title(title, fontsize=8)
     if path:
         with atomic(path) as part: fig.savefig(part, format='png', dpi=90)
