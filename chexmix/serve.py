@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['WRITERS', 'looks_like_image', 'find_images', 'images_at_once', 'open_journal', 'plain_cells', 'check_output',
-           'read_some', 'Job', 'answers', 'process_files', 'finish', 'report_job', 'report_files', 'embed_job',
-           'embed_files', 'picture_places', 'inpaint_job', 'inpaint_files', 'read_texts', 'text_scores', 'retrieve_job',
-           'retrieve_files']
+           'read_some', 'Job', 'answers', 'killers', 'can_read', 'process_files', 'finish', 'report_job',
+           'report_files', 'embed_job', 'embed_files', 'picture_places', 'inpaint_job', 'inpaint_files', 'read_texts',
+           'text_scores', 'retrieve_job', 'retrieve_files']
 
 # %% ../nbs/12a_serve.ipynb #4692f8e3
 import hashlib, json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd, psutil, torch
 from transformers import PhiForCausalLM
 
 from .core import UserError, atomic, progress
-from .data import absolute_paths, open_table, read_cells
+from .data import absolute_paths, in_workers, open_table, read_cells
 from .inpaint import fill_codes
 from .model import embed, fingerprint, generate_reports, image_means, score_texts, study_masks, text_log_likelihood
 from .radiograph import read_radiograph
@@ -131,12 +133,42 @@ class Job:
 def answers(
     job: Job,
     paths: list[str],
-    batch: int = 0,  # images at once; 0 = what fits
+    batch: int = 0,            # images at once; 0 = what fits
+    note: Path | None = None,  # file that names the images while they are being read
 ) -> Iterator[list[dict]]:
     "Rows of all images, batch by batch, the next one read meanwhile; a row has `path` and the job's columns, or `path` and `reason`."
     batch = batch or images_at_once(job.model, job.new)
-    for good, images, rows in StepLoader(lambda i: read_some(job.processor, paths[i * batch:(i + 1) * batch]), 0, -(-len(paths) // batch)) if paths else ():
+    def read(step):
+        some = paths[step * batch:(step + 1) * batch]
+        if note: note.write_text('\n'.join(some), encoding='utf-8')
+        found = read_some(job.processor, some)
+        if note: note.unlink()
+        return found
+    for good, images, rows in StepLoader(read, 0, -(-len(paths) // batch)) if paths else ():
         yield rows + [dict(path=p) | columns for p, columns in zip(good, job.answer(images, good) if good else (), strict=True)]
+
+# %% ../nbs/12a_serve.ipynb #b1340586
+def killers(
+    note: Path,       # left by a call that died while reading
+    paths: list[str], # images still to be read
+    processor: Processor,
+) -> list[dict]:  # path and reason
+    "The images, among those a call died over, that end the process which reads them."
+    suspects = [p for p in note.read_text(encoding='utf-8').split('\n') if p in set(paths)] if note.exists() else []
+    found = in_workers(partial(can_read, size=processor.image_size, policy=processor.policy), suspects, 'what the last call died of', 1, 1) if suspects else []
+    note.unlink(missing_ok=True)
+    return [dict(path=p, reason=f'cannot read {p}: it ends the process that reads it (a fault of its decoder); save it anew by another program') for p, ok in zip(suspects, found) if ok is None]
+
+# %% ../nbs/12a_serve.ipynb #06f72004
+def can_read(
+    path: str,
+    size: int,    # pixels on each side
+    policy: str,  # see `01a_radiograph`
+) -> bool:
+    "Whether a radiograph can be read."
+    try: read_radiograph(path, size, policy)
+    except UserError: return False
+    return True
 
 # %% ../nbs/12a_serve.ipynb #6b6ea36f
 def process_files(
@@ -150,9 +182,11 @@ def process_files(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         done = open_journal(journal, job.stamp)
-        todo = [p for p in paths if p not in done]
-        with open(journal, 'a', encoding='utf-8') as file, progress(what=job.kind, total=len(paths), initial=len(paths) - len(todo)) as bar:
-            for rows in answers(job, todo, batch):
+        todo, note = [p for p in paths if p not in done], out.with_name(f'.{out.name}.reading')
+        deadly = killers(note, todo, job.processor)
+        todo = [p for p in todo if p not in {row['path'] for row in deadly}]
+        with open(journal, 'a', encoding='utf-8') as file, progress(what=job.kind, total=len(paths), initial=len(paths) - len(todo) - len(deadly)) as bar:
+            for rows in chain([deadly], answers(job, todo, batch, note)):
                 file.writelines(json.dumps(row, ensure_ascii=False) + '\n' for row in rows); file.flush()
                 done |= {row['path']: row for row in rows}
                 bar.update(len(rows))

@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest, torch, yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import chexmix.released as released
+import chexmix.released as released, chexmix.serve as serve
 from chexmix.cli import main
 from chexmix.core import UserError, read_json, write_json
 from chexmix.model import ChexmixConfig, ChexmixForCausalLM, embed, fill_image, generate_reports, image_means, score_texts, text_log_likelihood
@@ -373,6 +373,18 @@ def test_killed_run_goes_on(folder, loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(loaded[1], 'encode_images', lambda images: (calls.append(len(images)), honest(images))[1], raising=False)
     again = embed_files(*loaded, [folder], tmp_path/'out.parquet', layers=[1], batch=1)
     assert again.layer_1.tolist() == whole.layer_1.tolist() and sum(calls) == 2 and not journal.exists()
+
+
+def test_a_file_that_kills_its_reader_is_set_aside(folder, loaded, tmp_path, monkeypatch):
+    "The call that died left a note of what it was reading; the next one does not die of it again."
+    quick(loaded[1], monkeypatch, [])
+    asked = []
+    monkeypatch.setattr(serve, 'in_workers', lambda function, items, *args: (asked.extend(items), [None if i.endswith('2.png') else True for i in items])[1])
+    (tmp_path/'.out.csv.reading').write_text(f'{folder}/0.png\n{folder}/2.png')
+    table = report_files(*loaded, [folder], tmp_path/'out.csv', new=6)
+    bad = pd.read_csv(tmp_path/'out.csv.quarantine.csv')
+    assert len(asked) == 2 and [Path(p).name for p in table.path] == ['0.png'] and 'ends the process' in bad.reason[bad.path.str.endswith('2.png')].iloc[0]
+    assert not list(tmp_path.glob('.*'))
 
 
 def test_no_room_for_the_table(folder, loaded, tmp_path, monkeypatch, capsys):
