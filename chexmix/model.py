@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['VOCABULARY', 'rotary_share', 'ChexmixConfig', 'both_ways_mask', 'ChexmixModel', 'ChexmixForCausalLM', 'new_model',
-           'from_text_model', 'image_rows', 'is_text', 'text_first', 'draw_mask', 'mask_tokens', 'draw_ratios',
-           'study_masks', 'select_targets', 'position_losses', 'attention_inputs', 'target_weights', 'causal_loss',
-           'evaluating', 'image_prompt', 'hidden_states_at_image', 'image_means', 'embed', 'OnlyIds', 'ReservedLayer',
-           'read_prompts', 'greedy_ids', 'generate_reports', 'choose', 'guided', 'fill_in_rounds', 'fill_image',
-           'generate_images', 'read_image', 'text_log_likelihood_after', 'text_log_likelihood', 'score_texts']
+           'fingerprint', 'from_text_model', 'image_rows', 'is_text', 'text_first', 'draw_mask', 'mask_tokens',
+           'draw_ratios', 'study_masks', 'select_targets', 'position_losses', 'attention_inputs', 'target_weights',
+           'causal_loss', 'evaluating', 'image_prompt', 'hidden_states_at_image', 'image_means', 'embed', 'OnlyIds',
+           'ReservedLayer', 'read_prompts', 'greedy_ids', 'generate_reports', 'choose', 'guided', 'fill_in_rounds',
+           'fill_image', 'generate_images', 'read_image', 'text_log_likelihood_after', 'text_log_likelihood',
+           'score_texts']
 
 # %% ../nbs/04_model.ipynb #16af2629
-import copy, itertools, math
+import copy, hashlib, itertools, math
 from dataclasses import asdict
 from contextlib import ExitStack, contextmanager
 
@@ -41,7 +42,7 @@ class ChexmixConfig(PhiConfig):
     image_start: int = 50_295
     image_end: int = 50_296
     text_start: int = 50_256
-    n_decodable: int = 0
+    n_decodable: int = 50_295
     hidden_size: int = 2_560      # fields of Phi, at Phi-2's values
     intermediate_size: int = 10_240
     num_hidden_layers: int = 32
@@ -133,6 +134,16 @@ def new_model(
         torch.default_generator.set_state(rng(seed, 'weights').get_state())
         return ChexmixForCausalLM(ChexmixConfig(**asdict(layout), **sizes, **config)).train()
 
+# %% ../nbs/04_model.ipynb #6e350f91
+def fingerprint(
+    *networks: torch.nn.Module,
+) -> str:  # 12 hexadecimal digits
+    "A quick mark of weights: names, sizes and first numbers of every parameter."
+    digest = hashlib.sha256()
+    for name, p in itertools.chain.from_iterable(network.named_parameters() for network in networks):
+        digest.update(f'{name} {tuple(p.shape)}'.encode() + p.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
 # %% ../nbs/04_model.ipynb #35f19f9b
 def from_text_model(
     place: str,           # a local folder, or a name on the hub
@@ -171,9 +182,9 @@ def is_text(
     ids: torch.Tensor,  # any shape
     layout: Layout,
 ) -> torch.Tensor:  # bool, same shape
-    "True where an id is text: neither a code nor `I_s`, `I_e`, `T_s`, mask, pad or −100. The counterpart of `is_code`."
+    "True where an id is text that can be decoded: neither a code nor `I_s`, `I_e`, `T_s`, mask, pad, −100 or one that only fills the vocabulary up. The counterpart of `is_code`."
     specials = torch.tensor([layout.image_start, layout.image_end, layout.text_start], device=ids.device)
-    return (ids >= 0) & (ids < layout.n_text) & ~torch.isin(ids, specials)
+    return (ids >= 0) & (ids < min(layout.n_text, layout.n_decodable or layout.n_text)) & ~torch.isin(ids, specials)
 
 # %% ../nbs/04_model.ipynb #1d42f917
 def text_first(
@@ -471,7 +482,7 @@ def generate_reports(
     if room < 1: raise UserError(f'a context of {model.config.max_position_embeddings} ids leaves no room for text after an image of {ids.shape[1]}: choose a longer context')
     closing, new = [layout.image_start, layout.text_start], min(max_new_tokens, room)
     vocabulary, least = torch.arange(layout.n_ids), min(min_new_tokens, new)
-    allowed = is_text(vocabulary, layout) & (vocabulary < (layout.n_decodable or layout.n_text)) | torch.isin(vocabulary, torch.tensor(closing))
+    allowed = is_text(vocabulary, layout) | torch.isin(vocabulary, torch.tensor(closing))
     if generate_kwargs:
         options = dict(do_sample=False, max_new_tokens=new, min_new_tokens=least, eos_token_id=closing, pad_token_id=layout.pad,
                        attention_mask=torch.ones_like(ids), logits_processor=LogitsProcessorList([OnlyIds(allowed)]))
@@ -536,11 +547,12 @@ def fill_image(
 ) -> torch.Tensor:  # (B, n) codes on the model's device
     "`codes` with the hidden ones predicted, left to right and top to bottom (in rounds, where the model reads both ways); visible ones are kept."
     layout, mask = model.config.layout, mask.to(model.device)
-    ids, cache, read = image_prompt(model, codes, mask), None, 0
+    ids, read = image_prompt(model, codes, mask), 0
     if getattr(model.config, 'both_ways', False): return ids_to_codes(fill_in_rounds(model, ids, F.pad(mask, (1, 0)), None, generator, temperature)[:, 1:], layout)
+    cache = Cache(layers=[ReservedLayer(*ids.shape) for _ in model.model.layers])
     for column in mask.any(0).nonzero()[:, 0].tolist():  # the code at `column` is predicted by the id before it, and stands one after
         with evaluating(model): out = model(ids[:, read:column + 1], past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache, read = out.past_key_values, column + 1
+        read = column + 1
         choice = choose(out.logits[:, -1, layout.n_text:layout.mask], temperature, generator) + layout.n_text  # (B,)
         ids[:, read] = torch.where(mask[:, column], choice, ids[:, read])
     return ids_to_codes(ids[:, 1:], layout)
