@@ -52,10 +52,11 @@ def prepare_data(
 def read_images(
     paths,      # of B radiographs
     size: int,  # pixels on each side
+    policy: str = 'pad',  # how an image becomes a square: pad, crop or official
 ) -> torch.Tensor:  # (B, H, W) float32 in [0, 1]
     "Read radiographs side by side in threads."
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return torch.from_numpy(np.stack(list(pool.map(lambda p: read_radiograph(p, size), paths))))
+        return torch.from_numpy(np.stack(list(pool.map(lambda p: read_radiograph(p, size, policy), paths))))
 
 # %% ../nbs/03_tokenizer.ipynb #7beb0d03
 def show_images(
@@ -220,6 +221,8 @@ def collate(
 # %% ../nbs/03_tokenizer.ipynb #e91f39fa
 class Processor:
     "Images and texts to ids of the mixed vocabulary, and back."
+    policy = 'pad'  # how an image becomes a square (`01a_radiograph`)
+
     def __init__(
         self,
         image_tokenizer: VQModel,
@@ -230,6 +233,10 @@ class Processor:
     @property
     def image_size(self): return self.image_tokenizer.config.image_size
 
+    def read(self, images) -> torch.Tensor:
+        "Paths or arrays as (B, H, W) in [0, 1]."
+        return read_images(images, self.image_size, self.policy)
+
     def __call__(
         self,
         images=None,  # paths or arrays, one a study
@@ -237,7 +244,7 @@ class Processor:
     ) -> BatchFeature:
         "`input_ids` and `attention_mask` (B, T) of studies, padded on the right; without `text` the sequences stay open for a report."
         if images is None: raise UserError('the processor needs images: for text alone use processor.text_tokenizer')
-        codes = self.encode_images(read_images(images, self.image_size))
+        codes = self.encode_images(self.read(images))
         texts = [None] * len(codes) if text is None else [self.text_tokenizer.encode(t) for t in text]
         return collate([dict(codes=c, text_ids=t) for c, t in zip(codes, texts, strict=True)], self.layout)
 
@@ -262,8 +269,8 @@ def decode_images(
 ) -> torch.Tensor:  # (B, H, W) in [0, 1], on the CPU
     "Images that codes stand for."
     device, grid = next(self.image_tokenizer.parameters()).device, self.layout.grid
-    x = self.image_tokenizer.decode(codes.to(device).view(-1, grid, grid))  # (B, C, H, W)
-    return (x.mean(1).cpu() / 2 + .5).clamp(0, 1)
+    x = self.image_tokenizer.decode(codes.to(device).view(-1, grid, grid)).clamp(-1, 1)  # (B, C, H, W); a channel that is too bright must not lighten the others
+    return x.mean(1).cpu() / 2 + .5
 
 # %% ../nbs/03_tokenizer.ipynb #cbe69f75
 @patch
@@ -321,7 +328,7 @@ def train_processor(
     if not (folder/'processor').exists():
         image_tokenizer = train_image_tokenizer(folder, s, manifest)
         text_tokenizer = train_text_tokenizer([report_text(r) for _, r in manifest[manifest.split == 'train'].iterrows()], s.n_text)
-        layout = Layout(s.n_text, s.n_codes, s.grid, *text_tokenizer.convert_tokens_to_ids(['<|img|>', '<|/img|>', '<|endoftext|>']))
+        layout = Layout(s.n_text, s.n_codes, s.grid, *text_tokenizer.convert_tokens_to_ids(['<|img|>', '<|/img|>', '<|endoftext|>']), len(text_tokenizer))
         with atomic(folder/'processor') as part: Processor(image_tokenizer, text_tokenizer, layout).save_pretrained(part)
     return Processor.from_pretrained(folder/'processor')
 
