@@ -34,6 +34,7 @@ class Layout:
     image_start: int  # `I_s`, also the target after the last text token
     image_end: int    # `I_e`
     text_start: int   # `T_s`, which is end-of-text too
+    n_decodable: int = 0  # text ids that stand for a text, the first ones; the others fill the vocabulary up. 0 = all
 
     @property
     def mask(self): return self.n_text + self.n_codes
