@@ -703,5 +703,6 @@ d = { 'settings': { 'branch': 'main',
                                'chexmix.vqgan.level': ('vqgan.html#level', 'chexmix/vqgan.py'),
                                'chexmix.vqgan.load_strictly': ('vqgan.html#load_strictly', 'chexmix/vqgan.py'),
                                'chexmix.vqgan.middle': ('vqgan.html#middle', 'chexmix/vqgan.py'),
+                               'chexmix.vqgan.nearest': ('vqgan.html#nearest', 'chexmix/vqgan.py'),
                                'chexmix.vqgan.norm': ('vqgan.html#norm', 'chexmix/vqgan.py'),
                                'chexmix.vqgan.vq_config': ('vqgan.html#vq_config', 'chexmix/vqgan.py')}}}

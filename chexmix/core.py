@@ -99,6 +99,10 @@ class Settings:
     lr: float                 # both stages: peak learning rate
     n_studies: int            # synthetic studies drawn where no data are given
     image_channels: int = 1   # 1 gray; 3 as released
+    perceptual_weight: float = 0.    # image tokenizer: weight of the perceptual loss; 0 = none
+    adversarial_weight: float = 0.   # image tokenizer: weight of the adversarial loss; 0 = no discriminator
+    discriminator_start: float = .4  # image tokenizer: share of the steps after which the discriminator trains
+    adversarial_start: float = .5    # image tokenizer: share of the steps after which it is heard
     data: str = ''            # a manifest or a table of images and texts; '' = synthetic studies
     seed: int = 0             # of the data, the weights and the order
 
@@ -109,16 +113,18 @@ class Settings:
 PRESETS = {s.preset: s for s in (
     Settings('tiny', image_size=64, grid=4, n_codes=64, channels=8, channel_mult=(1, 1, 2, 2, 2), res_blocks=1, code_dim=16,
              n_text=384, width=64, layers=2, heads=2, context=160, tokenizer_steps=40, tokenizer_batch=16, tokenizer_lr=2e-3,
-             stage1_steps=30, stage2_steps=30, batch=8, lr=3e-3, n_studies=240),
+             stage1_steps=30, stage2_steps=30, batch=8, lr=3e-3, n_studies=240, perceptual_weight=1., adversarial_weight=.1),
     Settings('small', image_size=128, grid=8, n_codes=512, channels=8, channel_mult=(1, 2, 4, 8, 8), res_blocks=1, code_dim=32,
              n_text=1024, width=128, layers=6, heads=4, context=224, tokenizer_steps=640, tokenizer_batch=8, tokenizer_lr=2e-3,
              stage1_steps=400, stage2_steps=400, batch=16, lr=2e-3, n_studies=3000),
     Settings('base', image_size=256, grid=16, n_codes=4096, channels=64, channel_mult=(1, 1, 2, 2, 4), res_blocks=2, code_dim=128,
              n_text=8192, width=768, layers=12, heads=12, context=640, tokenizer_steps=20_000, tokenizer_batch=32, tokenizer_lr=2e-4,
-             stage1_steps=10_000, stage2_steps=10_000, batch=64, lr=3e-4, n_studies=50_000),
+             stage1_steps=10_000, stage2_steps=10_000, batch=64, lr=3e-4, n_studies=50_000,
+             perceptual_weight=1., adversarial_weight=.1),
     Settings('paper', image_size=512, grid=32, n_codes=8192, channels=128, channel_mult=(1, 1, 2, 2, 4), res_blocks=2, code_dim=256,
              n_text=50_368, width=2560, layers=32, heads=32, context=2048, tokenizer_steps=200_000, tokenizer_batch=64, tokenizer_lr=1e-4,
-             stage1_steps=100_000, stage2_steps=100_000, batch=128, lr=1e-4, n_studies=200_000, image_channels=3))}
+             stage1_steps=100_000, stage2_steps=100_000, batch=128, lr=1e-4, n_studies=200_000, image_channels=3,
+             perceptual_weight=1., adversarial_weight=.1))}
 
 # %% ../nbs/00_core.ipynb #ec5248cb
 def settings(

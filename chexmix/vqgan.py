@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VQConfig', 'vq_config', 'norm', 'ResnetBlock', 'AttnBlock', 'Downsample', 'Upsample', 'middle', 'level', 'Encoder',
-           'Decoder', 'VectorQuantizer', 'VQModel', 'check_keys', 'load_strictly']
+           'Decoder', 'nearest', 'VectorQuantizer', 'VQModel', 'check_keys', 'load_strictly']
 
 # %% ../nbs/03a_vqgan.ipynb #8bc2a657
 from dataclasses import asdict, dataclass
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -143,6 +144,20 @@ class Decoder(nn.Module):
             if hasattr(lvl, 'upsample'): h = lvl.upsample(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
+# %% ../nbs/03a_vqgan.ipynb #ebd0a65c
+@torch.no_grad()
+def nearest(
+    vectors: torch.Tensor,  # (n, D)
+    entries: torch.Tensor,  # (K, D)
+    room: int = 2**22,      # distances at a time
+) -> torch.Tensor:  # (n,)
+    "Index of the entry nearest to each vector, in float32; the first of equally near ones."
+    with torch.autocast(vectors.device.type, enabled=False):
+        vectors, entries = vectors.float(), entries.float()
+        half = entries.square().sum(1) / 2  # |v - e|²/2 = |e|²/2 - v·e + a constant of v
+        blocks = vectors.split(max(1, room // len(entries)))
+        return torch.cat([torch.addmm(half, block, entries.T, alpha=-1).argmin(1) for block in blocks])
+
 # %% ../nbs/03a_vqgan.ipynb #5ba46c0d
 class VectorQuantizer(nn.Module):
     "Nearest codebook entry; (B, D, h, w) → the same shape, the loss, and codes (B, h, w). In float32 under autocast."
@@ -152,11 +167,7 @@ class VectorQuantizer(nn.Module):
         self.embedding = nn.Embedding(c.n_codes, c.code_dim)
         nn.init.uniform_(self.embedding.weight, -1 / c.n_codes, 1 / c.n_codes)
 
-    @torch.no_grad()
-    def codes(self, z):
-        flat, entries = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float(), self.embedding.weight.float()  # (B·h·w, D), (K, D)
-        distance = flat.square().sum(1, keepdim=True) + entries.square().sum(1) - 2 * flat @ entries.T  # (B·h·w, K)
-        return distance.argmin(1).view(z.shape[0], *z.shape[2:])
+    def codes(self, z): return nearest(z.permute(0, 2, 3, 1).flatten(0, 2), self.embedding.weight).view(z.shape[0], *z.shape[2:])
 
     def lookup(self, codes): return self.embedding(codes).permute(0, 3, 1, 2)  # (B, h, w) → (B, D, h, w)
 
@@ -231,10 +242,13 @@ def from_pretrained(
     cls: VQModel,
     folder: str | Path,
 ) -> VQModel:
-    "The tokenizer saved in `folder`, in eval mode. Raises `UserError` where a file or a key is missing."
+    "The tokenizer saved in `folder`, in eval mode. Raises `UserError` where a file or a key is missing, or damaged."
     folder = Path(folder)
-    config = read_json(folder/'config.json')
-    model = cls(VQConfig(**config | {'channel_mult': tuple(config['channel_mult'])}))
+    stated = read_json(folder/'config.json')
+    try: config = VQConfig(**stated | {'channel_mult': tuple(stated['channel_mult'])})
+    except (TypeError, KeyError) as e: raise UserError(f'{folder}/config.json does not give the sizes of an image tokenizer ({e}): take the file that was saved with the weights') from e
     if not (folder/'model.safetensors').exists(): raise UserError(f'no weights at {folder}/model.safetensors: train with 03_tokenizer first')
-    load_strictly(model, load_file(folder/'model.safetensors'), f'{folder.name}/model.safetensors')
+    try: state = load_file(folder/'model.safetensors')
+    except SafetensorError as e: raise UserError(f'{folder}/model.safetensors is no whole safetensors file ({e}): copy or train it again') from e
+    load_strictly(model := cls(config), state, f'{folder.name}/model.safetensors')
     return model.eval()
