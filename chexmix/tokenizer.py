@@ -7,14 +7,14 @@ __all__ = ['SPECIALS', 'ORDERS', 'prepare_data', 'read_images', 'show_images', '
            'TokenizerTraining', 'TokenizerLoss', 'Codebook', 'flat_features', 'restart_unused', 'Watch', 'unit',
            'write_log', 'training_images', 'watched_psnr', 'train_image_tokenizer', 'train_text_tokenizer', 'sequence',
            'collate', 'Processor', 'at_once', 'train_processor', 'store_features', 'encode_studies', 'write_part',
-           'stored_processor', 'encode_part', 'missing_parts', 'write_parts', 'frame_hash', 'token_store', 'open_store',
-           'split_rows', 'open_studies', 'reconstructions', 'evaluate_tokenizer', 'prepare_run']
+           'encode_part', 'missing_parts', 'write_parts', 'frame_hash', 'token_store', 'open_store', 'split_rows',
+           'open_studies', 'reconstructions', 'evaluate_tokenizer', 'prepare_run']
 
 # %% ../nbs/03_tokenizer.ipynb #c6e7bc93
 import hashlib, os, shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, torch, torch.nn.functional as F
@@ -500,24 +500,15 @@ def write_part(
     table = rows.data.table.combine_chunks()
     with atomic(path) as part, pa.OSFile(str(part), 'wb') as file, pa.ipc.new_stream(file, table.schema) as writer: writer.write_table(table)
 
-# %% ../nbs/03_tokenizer.ipynb #c2a5d249
-@lru_cache(1)
-def stored_processor(
-    folder: Path,
-) -> Processor:
-    "The processor saved in `folder`, on one thread: what a process that writes parts keeps in memory."
-    torch.set_num_threads(1)
-    return Processor.from_pretrained(folder)
-
 # %% ../nbs/03_tokenizer.ipynb #ba62e52e
 def encode_part(
     part: tuple[pd.DataFrame, Path],  # rows of a manifest, file
-    processor: Processor | Path,
+    processor: Processor | Path,      # or the folder it is saved in
     longest: int,                     # most text ids
-):
-    "Encode studies and write them as a part of the store."
+) -> int:
+    "Encode studies and write them as a part of the store; returns how many."
     rows, path = part
-    write_part(encode_studies(rows, stored_processor(processor) if isinstance(processor, Path) else processor, longest), path)
+    write_part(encode_studies(rows, Processor.from_pretrained(processor) if isinstance(processor, Path) else processor, longest), path)
     return len(rows)
 
 # %% ../nbs/03_tokenizer.ipynb #b52bc2ba
@@ -570,6 +561,7 @@ def token_store(
         longest, weights = s.context - s.grid**2 - 4, processor.image_tokenizer.quantize.embedding.weight
         claim(folder, dict(studies=frame_hash(manifest[['study_id', 'path']]), codebook=frame_hash(pd.DataFrame(weights.detach().cpu().numpy())), n=len(manifest), part_size=part_size, longest=longest))
         write_parts(folder, processor, missing_parts(folder, manifest, part_size), longest, workers)
+        for leftover in folder.glob('.part-*'): leftover.unlink(missing_ok=True)  # of a call that was killed
         n_cut = pc.sum(open_store(folder).data.column('cut')).as_py()
         if n_cut: print(f'{n_cut} reports are longer than {longest} ids and were cut: a longer context holds them')
         write_json(folder/'info.json', dict(name=Path(s.data).name or 'synthetic studies', synthetic=not s.data, n=len(manifest), hash=content_hash(*folder.glob('part-*'))))
