@@ -199,13 +199,15 @@ def restart_unused(
 
 # %% ../nbs/03_tokenizer.ipynb #5dfd2d68
 class Watch(Callback):
-    "After each row of the log: code usage of the steps since the last one, the log as a file, its curves, and reconstructions of some images."
+    "After each row of the log: code usage of the steps since the last one. A few times in all: the log as a file, its curves, and reconstructions of some images."
     order = 55
     def __init__(
         self,
         folder: Path,          # of the run
         images: torch.Tensor,  # (B, C, H, W) in [-1, 1], to be reconstructed
-    ): self.folder, self.images = folder, images
+        steps: int,            # the last of which is always looked at
+        every: int = 7,        # rows of the log between two looks
+    ): self.folder, self.images, self.steps, self.every = folder, images, steps, every
 
     def after_batch(self):
         if not self.learn.log or self.learn.log[-1]['step'] != self.learn.done: return
@@ -213,6 +215,7 @@ class Watch(Callback):
         if counts is not None and counts.sum():
             self.learn.log[-1] |= dict(zip(('used', 'perplexity'), code_usage(counts)))
             counts.zero_()
+        if len(self.learn.log) % self.every and self.learn.done < self.steps: return
         write_log(self.folder, 'image_tokenizer', pd.DataFrame(self.learn.log))
         self.model.eval()
         with torch.no_grad(): made = self.model(self.images.to(next(self.model.parameters()).device))[0].float().cpu()
@@ -277,7 +280,7 @@ def train_image_tokenizer(
     n_samples = max(1, 40 * s.n_codes // (s.grid**2 * s.tokenizer_batch))  # about 40 vectors an entry
     judged = s.adversarial_weight > 0
     model = TokenizerTraining(VQModel(vq_config(s)), PatchDiscriminator(s.image_channels, min(64, 2 * s.channels)) if judged else None)
-    callbacks = [Codebook(steps // 5, steps * 4 // 5, max(5, steps // 40), s.seed, lambda: (images(i) for i in range(n_samples))), Watch(folder, watched[:6]),
+    callbacks = [Codebook(steps // 5, steps * 4 // 5, max(5, steps // 40), s.seed, lambda: (images(i) for i in range(n_samples))), Watch(folder, watched[:6], steps),
                  *([Adversary(round(s.discriminator_start * steps), round(s.adversarial_start * steps), s.tokenizer_lr, target/'training')] if judged else [])]
     fit(model, lambda step: (x := images(step), x), TokenizerLoss(model, perceptual, s.perceptual_weight, s.adversarial_weight), steps, target/'training',
         lr=s.tokenizer_lr, seed=s.seed, log_every=max(1, min(steps // 20, len(train) // s.tokenizer_batch)), validate=partial(watched_psnr, watched), what='image tokenizer', callbacks=callbacks)
