@@ -13,10 +13,10 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch, torch.nn.func
 from datasets import Dataset
 from scipy.sparse import csr_matrix
 
-from .classify import Cohort, cohorts, fingerprint, model_features, score_system
+from .classify import Cohort, cohorts, model_features, score_system
 from .core import Record, Settings, UserError, default_device, open_run, save_records
 from .inpaint import cell_pixels, inpaint_holes, score_inpaint
-from .model import ChexmixForCausalLM, new_model, study_masks
+from .model import ChexmixForCausalLM, fingerprint, new_model, study_masks
 from .report import report_studies, score_report, write_reports
 from .retrieve import Pool, aligned_scores, choose_alignment, draw_pool, embed_studies, rank_records
 from .tokenizer import Processor, open_studies, read_images, show_images, split_rows

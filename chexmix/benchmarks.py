@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Row', 'measure', 'row_records', 'detector_pixels', 'write_dicom', 'to_jpeg_lossless', 'write_files', 'plain_dicom',
            'plain_square', 'plain_jpeg', 'plain_8bit', 'torchxrayvision_reader', 'monai_reader', 'decoder',
-           'reading_row', 'reads_per_second', 'peaks']
+           'reading_row', 'reads_per_second', 'peaks', 'speed_records', 'advised_layers']
 
 # %% ../nbs/13_benchmarks.ipynb #b1300003
-import resource, time
+import math, resource, time
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-import gdcm, numpy as np, pandas as pd, pydicom
+import gdcm, numpy as np, pandas as pd, pydicom, torch
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
@@ -25,6 +25,8 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, S
 from .core import Record, open_run, save_records
 from .phantom import draw_study
 from .radiograph import decode, dicom_header, open_dicom, read_radiograph
+from .released import batch_speed, decode_speed, embed_speed, memory, random_release, report_speed, start_cost, write_release
+from .model import embed
 
 # %% ../nbs/13_benchmarks.ipynb #b1300008
 @dataclass(frozen=True)
@@ -226,3 +228,19 @@ def peaks(
         read_radiograph(paths[i % len(paths)], size)
         if i + 1 in (n // 10, n): marks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # kB on Linux
     return tuple(marks)
+
+# %% ../nbs/13_benchmarks.ipynb #fdec371c
+def speed_records(
+    title: str,
+    row: dict,  # as `report_speed` or `embed_speed` gives it
+) -> list[Record]:
+    "Two records: how many a second as published and by us; what else was measured is in the detail."
+    detail = dict(unit='1/s, wall', **{k: row[k] for k in row if k not in ('published', 'ours')})
+    return [Record('benchmark', way, title, row[key], np.nan, np.nan, n=row['images'], seed=0, detail=detail) for way, key in (('chexmix', 'ours'), ('as published', 'published'))]
+
+# %% ../nbs/13_benchmarks.ipynb #5fb9788d
+def advised_layers(
+    depth: int,  # layers of the model
+) -> list[int]:
+    "The layers at the depths of 7 to 12 of 32, which are advised for the released weights; rounded upwards."
+    return list(range(math.ceil(7 / 32 * depth), math.ceil(12 / 32 * depth) + 1))

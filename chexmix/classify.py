@@ -5,11 +5,9 @@
 # %% auto #0
 __all__ = ['STRENGTHS', 'Cohort', 'cohort', 'cohorts', 'judged', 'say_skipped', 'model_features', 'weight_by_rank',
            'weighted_auroc', 'weighted_auprc', 'macro', 'Probe', 'fit_one', 'fit_probe', 'valid_score', 'sweep',
-           'test_records', 'score_system', 'fingerprint', 'save_probe', 'load_probe', 'classify', 'show_findings',
-           'evaluate_classify']
+           'test_records', 'score_system', 'save_probe', 'load_probe', 'classify', 'show_findings', 'evaluate_classify']
 
 # %% ../nbs/06_classify.ipynb #45f9b0a5
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from .core import Record, UserError, atomic, content_hash, interval, open_run, progress, read_json, save_records, write_json
 from .labels import FINDINGS, resolve_uncertain
-from .model import ChexmixForCausalLM, embed, study_masks
+from .model import ChexmixForCausalLM, embed, fingerprint, study_masks
 from .pretrain import load_model
 from .tokenizer import Processor, open_studies, read_images, split_rows
 
@@ -249,14 +247,6 @@ def score_system(
             said = dict(ratio=ratio, layer=probe.layer, chosen=probe.layer == best.layer, strength=best.strength, train=len(groups['train'])) | detail
             records += test_records(name, probe, x['test'][probe.layer], groups['test'], said, seed, probe.layer == best.layer and (each is None or ratio in each))
     return records, chosen
-
-# %% ../nbs/06_classify.ipynb #52d8c69e
-def fingerprint(
-    model: ChexmixForCausalLM,
-) -> str:  # 12 hexadecimal digits
-    "A hash that differs between models, from a few of their weights."
-    some = torch.cat([model.lm_head.bias.detach().float().cpu(), model.model.embed_tokens.weight[:, 0].detach().float().cpu()])
-    return hashlib.sha256(some.numpy().tobytes()).hexdigest()[:12]
 
 # %% ../nbs/06_classify.ipynb #e5a76639
 def save_probe(

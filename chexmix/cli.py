@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'read_all', 'output_paths', 'parse_changes', 'Parser', 'command', 'phantom', 'run_settings', 'tokenizer',
-           'pretrain', 'show_records', 'classify', 'inpaint', 'report', 'retrieve', 'audit', 'time_left', 'Lines',
-           'execute', 'demo', 'build_parser', 'add_making_options', 'add_use_options', 'main']
+           'pretrain', 'show_records', 'opened', 'is_table', 'serve', 'classify', 'inpaint', 'report', 'parse_layers',
+           'embed', 'retrieve', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'demo', 'build_parser',
+           'add_making_options', 'add_use_options', 'main']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
 import argparse, os, re, resource, sys, time
@@ -32,13 +33,13 @@ def read_all(
 
 # %% ../nbs/14_cli.ipynb #ecd1d3a4
 def output_paths(
-    out: str,          # a PNG for one image, else a folder
+    out: str,          # a PNG for one image, else a folder; '' = here
     paths: list[str],
-    word: str,         # joined to each name where no `out` is given
+    word: str,         # joined to each name
 ) -> list[Path]:
     "Where the picture of each input goes. Raises `UserError` where one file is named for several images."
-    if not out: return [Path(f'{Path(p).stem}_{word}.png') for p in paths]
-    if not out.lower().endswith('.png'): return [Path(out)/f'{Path(p).stem}_{word}.png' for p in paths]
+    from chexmix.serve import picture_places
+    if not out.lower().endswith('.png'): return list(picture_places(paths, Path(out), word).values())
     if len(paths) > 1: raise UserError(f'{out} is one file for {len(paths)} images: name a folder')
     return [Path(out)]
 
@@ -70,14 +71,13 @@ def command(
     function,       # args → exit code
     example: str,   # shown under `--help`
     files: str = '',  # what image files do; '' = takes none
-    run: str = 'demo',
 ) -> Parser:
     "Add the command named like `function`, with the options that all share."
     p = commands.add_parser(function.__name__.strip('_'), help=function.__doc__, description=function.__doc__, epilog=f'example: {example}',
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     p.set_defaults(function=function)
-    if files: p.add_argument('images', nargs='*', help=f'PNG, JPEG, TIFF or DICOM: {files}')
-    p.add_argument('--run', default=run, help='name under runs/, or a path (default: %(default)s)')
+    if files: p.add_argument('images', nargs='*', help=f'PNG, JPEG, TIFF or DICOM, folders of them, tables with a column path: {files}')
+    p.add_argument('--run', default='', help='name under runs/, or a path (default: demo)')
     p.add_argument('--seed', type=int, default=0, help='of all random draws (default: 0)')
     return p
 
@@ -137,18 +137,53 @@ def show_records(
                           for r in records if r.metric in metrics])
     print(table.round(3).fillna('').to_string(index=False))
 
+# %% ../nbs/14_cli.ipynb #07c431d0
+def opened(args):
+    "The model that the options name, said on standard error. Raises `UserError` where it does not fit, or is not there."
+    from chexmix.pipeline import open_model
+    stage = run_path(args.run)/args.model if args.model else run_path(args.run)
+    own = args.named or args.model and (stage/'model.safetensors').exists()
+    found = open_model(stage if own else args.model, args.device, args.dtype, args.policy, args.text_tokenizer, args.offline)
+    print(f'model: {found.place}. Research software, never for clinical use.', file=sys.stderr)
+    return found
+
+# %% ../nbs/14_cli.ipynb #f806776b
+def is_table(
+    out: str,
+) -> bool:
+    "True where `out` names a table: an ending that is not that of a picture."
+    return Path(out).suffix.lower() not in ('', '.png')
+
+# %% ../nbs/14_cli.ipynb #300a4be3
+def serve(
+    args,
+    job,          # of `12a_serve`
+    text: bool,   # whether rows have a report
+    show,         # row → what is printed
+) -> int:
+    "Images through a job: into the table of `-o`, which a killed call goes on with, else onto standard output as they come. 2 where one could not be read."
+    from chexmix.serve import answers, check_output, find_images, process_files
+    paths, read = find_images(args.images), 0
+    if is_table(args.out):
+        read = len(process_files(job, args.images, check_output(args.out, text), args.batch))
+        print(f'{read} images: {args.out}')
+        return 0 if read == len(paths) else 2
+    for row in (row for rows in answers(job, paths, args.batch) for row in rows):
+        if 'reason' in row: print(f'chexmix: {row["reason"]}', file=sys.stderr)
+        else: read += 1; print(f'{row["path"]}\n{show(row)}\n', flush=True)
+    return 0 if read == len(paths) else 2
+
 # %% ../nbs/14_cli.ipynb #ea437786
 def classify(args) -> int:
     "Findings: probabilities for images; without images: probes at every masking ratio, evaluated on test patients."
-    from chexmix.classify import classify, evaluate_classify, load_probe
-    from chexmix.pretrain import load_model
+    from chexmix.classify import classify, evaluate_classify
     if not args.images:
         show_records(evaluate_classify(open_run(args.run)[0], args.models.split(','), data=args.data, seed=args.seed), ['AUROC macro'])
         return 0
-    folder = open_run(args.run)[0]
-    model, processor = load_model(folder, args.model)
-    paths, images, failed = read_all(args.images, processor.image_size)
-    table = classify(model, processor, load_probe(folder, args.model), images)
+    found = opened(args)
+    if not found.probe: raise UserError(f'no probe was fitted on {found.place}: run `chexmix classify` without images on a run of these weights first')
+    paths, images, failed = read_all(args.images, found.processor.image_size)
+    table = classify(found.model, found.processor, found.probe, images)
     table.insert(0, 'path', paths)
     print(table.round(3).T.to_string(header=False) if len(table) < 5 else table.round(3).to_csv(index=False))
     return 2 if failed else 0
@@ -156,55 +191,73 @@ def classify(args) -> int:
 # %% ../nbs/14_cli.ipynb #199a4544
 def inpaint(args) -> int:
     "Hide part of each image and let the model fill it in, as PNG; without images: evaluate on test patients."
-    from chexmix.inpaint import evaluate_inpaint, inpaint
-    from chexmix.model import study_masks
-    from chexmix.pretrain import load_model
-    from chexmix.tokenizer import save_png
-    folder = open_run(args.run)[0]
+    from chexmix.inpaint import evaluate_inpaint
+    from chexmix.serve import find_images, inpaint_job, picture_places
     if not 0 < args.ratio < 1: raise UserError(f'--ratio must lie between 0 and 1, not {args.ratio}')
     if not args.images:
-        show_records(evaluate_inpaint(folder, args.models.split(','), data=args.data, seed=args.seed), ['token accuracy', 'PSNR'])
+        show_records(evaluate_inpaint(open_run(args.run)[0], args.models.split(','), data=args.data, seed=args.seed), ['token accuracy', 'PSNR'])
         return 0
-    model, processor = load_model(folder, args.model)
-    paths, images, failed = read_all(args.images, processor.image_size)
-    mask = study_masks([Path(p).name for p in paths], processor.layout.n_image, args.ratio, args.seed)
-    for path, image, target in zip(paths, inpaint(model, processor, images, mask), output_paths(args.out, paths, 'inpainted')):
-        save_png(image, target)
-        print(f'{path} → {target}')
-    return 2 if failed else 0
+    paths, word = find_images(args.images), 'inpainted'
+    places = picture_places(paths, Path(args.out).with_suffix(''), word) if is_table(args.out) else dict(zip(paths, output_paths(args.out, paths, word)))
+    found = opened(args)
+    return serve(args, inpaint_job(found.model, found.processor, places, args.ratio, args.seed), False, lambda row: f'→ {row["picture"]}')
 
 # %% ../nbs/14_cli.ipynb #71baa9d3
 def report(args) -> int:
     "Write a report for each image; without images: evaluate reports on test patients."
-    from chexmix.pretrain import load_model
-    from chexmix.report import evaluate_report, write_report
-    folder = open_run(args.run)[0]
+    from chexmix.report import evaluate_report
+    from chexmix.serve import report_job
     if not args.images:
-        show_records(evaluate_report(folder, args.models.split(','), data=args.data, seed=args.seed), ['label F1 micro', 'BLEU-4', 'distinct reports'])
+        show_records(evaluate_report(open_run(args.run)[0], args.models.split(','), data=args.data, seed=args.seed), ['label F1 micro', 'BLEU-4', 'distinct reports'])
         return 0
-    model, processor = load_model(folder, args.model)
-    paths, images, failed = read_all(args.images, processor.image_size)
-    for path, image in zip(paths, images): print(f'{path}\n{write_report(model, processor, image)}\n')
-    print('Research software, never for clinical use.', file=sys.stderr)
-    return 2 if failed else 0
+    found = opened(args)
+    return serve(args, report_job(found.model, found.processor, args.new), True, lambda row: row['report'] or f'ids {row["ids"]}')
+
+# %% ../nbs/14_cli.ipynb #f011f08f
+def parse_layers(
+    words: str,  # '7-12', '0,3,6'; '' = all
+) -> list[int] | None:
+    "Layers as a list. Raises `UserError` where it is none."
+    try:
+        ends = [[int(x) for x in part.split('-')] for part in words.split(',') if part]
+        return [i for first, *last in ends for i in range(first, (last or [first])[0] + 1)] or None
+    except ValueError as e: raise UserError(f'--layers takes numbers, for example 7-12 or 0,3,6, not {words!r}') from e
+
+# %% ../nbs/14_cli.ipynb #6ee20946
+def embed(args) -> int:
+    "Write the embedding of each image into a table, one column a layer."
+    from chexmix.serve import embed_job
+    if not args.images: raise UserError('nothing to embed: name radiographs, folders or tables')
+    args.out = args.out or 'embeddings.parquet'
+    if not is_table(args.out): raise UserError(f'cannot write {args.out}: embeddings are a table, name one that ends in .parquet, .jsonl or .csv')
+    found = opened(args)
+    return serve(args, embed_job(found.model, found.processor, parse_layers(args.layers)), False, None)
 
 # %% ../nbs/14_cli.ipynb #a290ac3a
 def retrieve(args) -> int:
-    "The reports of a run that fit an image best, or the images that fit `--text`; without either: evaluate on test patients."
-    from chexmix.pretrain import load_model
-    from chexmix.retrieve import evaluate_retrieve, retrieve_images, retrieve_reports
+    "The reports that fit an image best, or the images of a run that fit `--text`; without either: evaluate on test patients."
+    from chexmix.pipeline import candidates
+    from chexmix.retrieve import evaluate_retrieve, retrieve_images
+    from chexmix.serve import retrieve_job
     from chexmix.tokenizer import open_studies
-    folder = open_run(args.run)[0]
     if not args.images and not args.text:
-        show_records(evaluate_retrieve(folder, args.models.split(','), data=args.data, seed=args.seed), ['R@1', 'R@5', 'R@10'])
+        show_records(evaluate_retrieve(open_run(args.run)[0], args.models.split(','), data=args.data, seed=args.seed), ['R@1', 'R@5', 'R@10'])
         return 0
-    (model, processor), (store, _) = load_model(folder, args.model), open_studies(folder, args.data)
+    found = opened(args)
     if args.text:
-        print(retrieve_images(model, processor, args.text, store, args.k).round(3).to_string(index=False))
+        if not found.run: raise UserError(f'--text looks for images of a run, and {found.place} is none: name one with --run')
+        print(retrieve_images(found.model, found.processor, args.text, open_studies(found.run, args.data)[0], args.k).round(3).to_string(index=False))
         return 0
-    paths, images, failed = read_all(args.images, processor.image_size)
-    for path, image in zip(paths, images): print(f'{path}\n{retrieve_reports(model, processor, image, store, args.k).round(3).to_string(index=False)}\n')
-    return 2 if failed else 0
+    texts, alignment = candidates(found, args.texts or None, args.data)
+    return serve(args, retrieve_job(found.model, found.processor, texts, args.k, alignment), True, lambda row: '\n'.join(f'{s:8.3f}  {t}' for s, t in zip(row['scores'], row['reports'])))
+
+# %% ../nbs/14_cli.ipynb #f49afcc8
+def pack(args) -> int:
+    "Pack the weights of a run on synthetic studies, with probe, reports and card, as those that answer where no model is named."
+    from chexmix.weights import pack_run
+    target = pack_run(args.run, args.out, args.stage)
+    print(f'{sum(p.stat().st_size for p in target.rglob("*") if p.is_file()) / 1e6:.1f} MB: {target}; the card is README.md in it')
+    return 0
 
 # %% ../nbs/14_cli.ipynb #bd272dc3
 def audit(args) -> int:
@@ -291,7 +344,7 @@ def build_parser() -> Parser:
     p.add_argument('--n', type=int, default=20, help='studies (default: 20)')
     p.add_argument('--size', type=int, default=256, help='pixels on each side (default: 256)')
     making.append(p := command(commands, tokenizer, 'chexmix tokenizer chest.png -o chest_codes.png', 'write their reconstructions'))
-    add_use_options(p, evaluates=False)
+    p.add_argument('-o', '--out', default='', help='PNG, or a folder for several (default: here, named after each image)')
     making.append(p := command(commands, pretrain, 'chexmix pretrain --preset tiny --run try --stage 2'))
     p.add_argument('--stage', type=int, default=1, choices=(1, 2), help='1: next token; 2: masked (default: 1)')
     p.add_argument('--steps', type=int, default=0, help="optimizer steps (default: the preset's)")
@@ -300,13 +353,20 @@ def build_parser() -> Parser:
     add_use_options(command(commands, classify, 'chexmix classify chest.dcm', 'probability of each finding'))
     p = add_use_options(command(commands, inpaint, 'chexmix inpaint chest.png --ratio 0.5 -o filled.png', 'hide a part and fill it in'))
     p.add_argument('--ratio', type=float, default=.5, help='share of image codes to hide (default: 0.5)')
-    add_use_options(command(commands, report, 'chexmix report chest.dcm', 'write a report for each'))
+    p = add_use_options(command(commands, report, 'chexmix report chest.dcm   or   chexmix report --model released/ dicom_tree -o reports.jsonl', 'write a report for each'))
+    p.add_argument('--new', type=int, default=200, help='ids of a report at most (default: 200)')
+    p = add_use_options(command(commands, embed, 'chexmix embed --layers 7-12 --model released/ dicom_tree -o vectors.parquet', 'write their embeddings'), evaluates=False)
+    p.add_argument('--layers', default='', help='for example 7-12 or 0,3,6 (default: all; 7-12 serve best with the released weights)')
     p = add_use_options(command(commands, retrieve, 'chexmix retrieve chest.png   or   chexmix retrieve --text "Large left pleural effusion."', 'find reports that fit'))
-    p.add_argument('--text', default='', help='find images that fit this report')
+    p.add_argument('--text', default='', help='find images of the run that fit this report')
+    p.add_argument('--texts', default='', help='a file with reports to choose among: text, one a line; or a table with a column text (default: those of the run)')
     p.add_argument('-k', type=int, default=3, help='answers to show (default: 3)')
     p = command(commands, audit, 'chexmix audit metadata.csv   or   chexmix audit folder_of_dicom')
     p.add_argument('path', help='a manifest or table (CSV, Parquet), or a folder of images or DICOM files')
     p.add_argument('-o', '--out', default='audit', help='folder for the tables and the picture (default: audit)')
+    p = command(commands, pack, 'chexmix pack --run demo')
+    p.add_argument('--stage', default='stage2', help='stage1 or stage2 (default: %(default)s)')
+    p.add_argument('-o', '--out', default='', help="a folder, made anew (default: the package's own)")
     return parser
 
 # %% ../nbs/14_cli.ipynb #5c5fe6ef
@@ -318,10 +378,16 @@ def add_making_options(p: Parser):
 
 # %% ../nbs/14_cli.ipynb #74724d74
 def add_use_options(p: Parser, evaluates: bool = True) -> Parser:
-    "Options of the commands that use or evaluate a run."
-    p.add_argument('-o', '--out', default='', help='PNG, or a folder for several (default: beside you, named after each image)')
+    "Options of the commands that use a model, or evaluate a run."
+    p.add_argument('-o', '--out', default='', help='.jsonl, .csv, .parquet or .txt: a table, and a killed call goes on; of pictures also a PNG or a folder (default: onto the screen, pictures here)')
+    p.add_argument('--model', default='', help='a run, a folder of weights or with a release, or owner/name on the hub; with --run: its stage (default: the run demo, else the weights in the package)')
+    p.add_argument('--device', default='', help='cpu, cuda, cuda:1 … (default: CUDA where there is one)')
+    p.add_argument('--dtype', default='', help='float32 or bfloat16 (default: float32; bfloat16 for a release on CUDA)')
+    p.add_argument('--policy', default='', help='how images are read: pad, crop or official (default: as the model was trained)')
+    p.add_argument('--text-tokenizer', default='', help='of a release that came without one: a folder or hub name with tokenizer.json')
+    p.add_argument('--offline', action='store_true', help="no network: the hub's cache alone")
+    p.add_argument('--batch', type=int, default=0, help='images at once (default: what fits into memory)')
     if evaluates:
-        p.add_argument('--model', default='', help='stage1 or stage2 (default: the last there is)')
         p.add_argument('--models', default='stage1,stage2', help='models to evaluate (default: %(default)s)')
         p.add_argument('--data', default='', help="a table of studies (default: the run's own)")
     return p
@@ -333,6 +399,7 @@ def main(
     "Run a command; returns its exit code: 0 on success, 2 where the user can mend something, 130 when interrupted."
     try:
         args = build_parser().parse_args(argv)
+        args.named, args.run = bool(args.run), args.run or 'demo'
         return args.function(args)
     except UserError as e: print(f'chexmix: {e}', file=sys.stderr)
     except KeyboardInterrupt:

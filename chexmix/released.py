@@ -6,26 +6,27 @@
 __all__ = ['FILES', 'show_terms', 'locate', 'read_config', 'read_shapes', 'empty_model', 'load_weights', 'memory', 'load_cost',
            'read_pickle', 'read_sizes', 'load_image_tokenizer', 'NoTextTokenizer', 'load_text_tokenizer',
            'ReleasedProcessor', 'choose_device', 'is_released', 'from_released', 'published_report', 'cut',
-           'official_reports', 'published_embedding', 'random_release', 'timed', 'as_published', 'in_turns',
-           'report_speed', 'embed_speed', 'decode_speed', 'start_cost']
+           'official_reports', 'published_embedding', 'random_release', 'timed', 'batch_speed', 'as_published',
+           'in_turns', 'report_speed', 'embed_speed', 'decode_speed', 'write_release', 'start_cost']
 
 # %% ../nbs/12_released.ipynb #87912d66
 import json, pickle, subprocess, sys, time, warnings, zipfile
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np, torch, yaml
+import torch, yaml
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import PhiForCausalLM, PreTrainedTokenizerFast
 from transformers.activations import ACT2FN
 
-from .core import UserError, default_device, read_json
+from .core import UserError, default_device, read_json, write_json
 from .model import ChexmixConfig, ChexmixForCausalLM, evaluating, greedy_ids, image_means, image_prompt, read_prompts
-from .radiograph import POLICIES, read_radiograph
-from .tokenizer import Processor, collate
+from .radiograph import POLICIES
+from .tokenizer import Processor
 from .vqgan import VQConfig, VQModel, check_keys
 
 # %% ../nbs/12_released.ipynb #419c354a
@@ -198,19 +199,9 @@ class ReleasedProcessor(Processor):
         super().__init__(image_tokenizer, text_tokenizer, layout)
         self.policy = policy
 
-    def read(self, images) -> torch.Tensor:
-        "Paths or arrays as (B, H, W) in [0, 1]."
-        return torch.from_numpy(np.stack([read_radiograph(image, self.image_size, self.policy) for image in images]))
-
     def encode_images(self, images, block: int = 2) -> torch.Tensor:
         "Codes (B, h·w), on the CPU, of images (B, H, W) in [0, 1], `block` at a time."
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False): return torch.cat([super(ReleasedProcessor, self).encode_images(x) for x in images.split(block)])
-
-    def __call__(self, images=None, text=None):
-        "As `Processor`: `input_ids` and `attention_mask` of studies."
-        if images is None: return super().__call__(images, text)
-        texts = [None] * len(images) if text is None else [self.text_tokenizer.encode(t) for t in text]
-        return collate([dict(codes=c, text_ids=t) for c, t in zip(self.encode_images(self.read(images)), texts, strict=True)], self.layout)
 
 # %% ../nbs/12_released.ipynb #e9bb287f
 def choose_device(
@@ -332,6 +323,23 @@ def timed(
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return time.perf_counter() - begin, time.process_time() - busy, result
 
+# %% ../nbs/12_released.ipynb #1eef5547
+def batch_speed(
+    model: PhiForCausalLM,
+    images: int = 8,   # in the batch
+    new: int = 16,     # ids of each report
+    seed: int = 0,
+) -> dict:  # seconds an image: of transformers' `generate` at batch 1 and at `images`, of ours at `images`; the same of the processor
+    "What a batch is worth, with `DynamicCache` and with reserved memory."
+    layout = model.config.layout
+    codes = torch.randint(layout.n_codes, (images, layout.n_image), generator=torch.Generator().manual_seed(seed))
+    def plain(some):
+        ids = image_prompt(model, some, None, layout.image_end, layout.text_start)
+        with evaluating(model): return model.generate(ids, do_sample=False, max_new_tokens=new, min_new_tokens=new, pad_token_id=layout.pad, attention_mask=torch.ones_like(ids))
+    ways = dict(plain_one=(lambda: plain(codes[:1]), 1), plain_batch=(lambda: plain(codes), images), ours_batch=(lambda: official_reports(model, codes, new, new), images))
+    clocks = {name: [x / n for x in timed(way)[:2]] for name, (way, n) in ways.items()}
+    return {name: clock for name, (clock, _) in clocks.items()} | {f'cpu_{name}': busy for name, (_, busy) in clocks.items()} | dict(images=images, new=new)
+
 # %% ../nbs/12_released.ipynb #dc282520
 def as_published(
     model: PhiForCausalLM,
@@ -401,6 +409,22 @@ def decode_speed(
     read = sum(p.nbytes for p in model.parameters()) - model.model.embed_tokens.weight.nbytes
     speed, limit = images * new / clock, bandwidth / read
     return dict(ids_per_second=speed, limit=limit, share=speed / limit, bandwidth_GB=bandwidth / 1e9, images=images)
+
+# %% ../nbs/12_released.ipynb #afa3048d
+def write_release(
+    model: ChexmixForCausalLM,  # in the released layout
+    folder: Path,
+    channels: int = 128,        # of the image tokenizer's first level; 128 as published
+) -> Path:
+    "The four files of a release, with these weights and a random image tokenizer: to try and to measure what loads a release."
+    stated = {k: v for k, v in model.config.to_dict().items() if k.endswith(('_size', '_layers', '_heads', '_embeddings')) or k in ('rope_theta', 'layer_norm_eps')}
+    write_json(folder/'config.json', stated | dict(model_type='phi', hidden_act='gelu_new', partial_rotary_factor=model.config.rope_parameters['partial_rotary_factor'], vocab_size=51_200))
+    save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, folder/'model.safetensors')
+    sizes = VQConfig(512, 3, channels, (1, 1, 2, 2, 4), 2, 8192, 256)
+    dd = dict(double_z=False, z_channels=256, resolution=512, in_channels=3, out_ch=3, ch=channels, ch_mult=[1, 1, 2, 2, 4], num_res_blocks=2, attn_resolutions=[], dropout=0.)
+    (folder/'vqgan.yaml').write_text(yaml.safe_dump(dict(model=dict(params=dict(embed_dim=256, n_embed=8192, ddconfig=dd)))), encoding='utf-8')
+    torch.save(dict(state_dict=VQModel(sizes).state_dict()), folder/'vqgan.ckpt')
+    return folder
 
 # %% ../nbs/12_released.ipynb #763936d4
 def start_cost(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ELSEWHERE', 'report_studies', 'write_reports', 'write_report', 'bleu_counts', 'bleu', 'rouge_l', 'affirmed',
            'named_findings', 'f1', 'f1_others', 'report_statistics', 'score_report', 'finding_records',
-           'constant_report', 'hand_over', 'read_hand_over', 'radgraph_f1', 'chexbert_f1', 'green', 'score_elsewhere',
-           'choose_examples', 'save_examples', 'finding_marks', 'example_cards', 'draw_ratios', 'draw_findings',
-           'reports_at_ratios', 'judge_reports', 'evaluate_report']
+           'constant_report', 'unique_ids', 'hand_over', 'read_hand_over', 'radgraph_f1', 'chexbert_f1', 'green',
+           'score_elsewhere', 'choose_examples', 'save_examples', 'finding_marks', 'example_cards', 'draw_ratios',
+           'draw_findings', 'reports_at_ratios', 'judge_reports', 'evaluate_report']
 
 # %% ../nbs/08_report.ipynb #4210b624
 import base64, html, json, tempfile
@@ -208,6 +208,18 @@ def constant_report(
     words = TfidfVectorizer(token_pattern=r'\S+').fit_transform(texts)  # (n, words), rows of length 1
     return texts[int((words @ np.asarray(words.mean(0)).T).argmax())], f'medoid of {len(texts)} distinct training reports'
 
+# %% ../nbs/08_report.ipynb #75f4f761
+def unique_ids(
+    ids: list[str],  # of studies, one an image
+) -> list[str]:
+    "Each id once: what comes again gets `#2`, `#3`, … behind it, and no id that is there already."
+    taken, out = set(ids), {}
+    for i in ids:
+        new, k = i, 1
+        while new in out or k > 1 and new in taken: k += 1; new = f'{i}#{k}'
+        out[new] = i
+    return list(out)
+
 # %% ../nbs/08_report.ipynb #c5942ad4
 def hand_over(
     path: Path,
@@ -215,8 +227,8 @@ def hand_over(
     references: list[str],
     predictions: list[str],
 ):
-    "Write one JSON object a line with `id`, `reference`, `prediction`; `read_hand_over` is the way back."
-    lines = (json.dumps(dict(id=i, reference=r, prediction=p), ensure_ascii=False) for i, r, p in zip(ids, references, predictions, strict=True))
+    "Write one JSON object a line with `id` (`unique_ids`), `reference`, `prediction`; `read_hand_over` is the way back."
+    lines = (json.dumps(dict(id=i, reference=r, prediction=p), ensure_ascii=False) for i, r, p in zip(unique_ids(ids), references, predictions, strict=True))
     with atomic(path) as part: part.write_text(''.join(f'{line}\n' for line in lines), encoding='utf-8')
 
 # %% ../nbs/08_report.ipynb #a0cc825d

@@ -56,10 +56,11 @@ def prepare_data(
 def read_images(
     paths,      # of B radiographs
     size: int,  # pixels on each side
+    policy: str = 'pad',  # how an image becomes a square: pad, crop or official
 ) -> torch.Tensor:  # (B, H, W) float32 in [0, 1]
     "Read radiographs side by side in threads."
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return torch.from_numpy(np.stack(list(pool.map(lambda p: read_radiograph(p, size), paths))))
+        return torch.from_numpy(np.stack(list(pool.map(lambda p: read_radiograph(p, size, policy), paths))))
 
 # %% ../nbs/03_tokenizer.ipynb #7beb0d03
 def show_images(
@@ -227,7 +228,7 @@ def unit(
     x: torch.Tensor,  # (B, C, H, W) in about [-1, 1]
 ) -> torch.Tensor:  # (B, H, W) in [0, 1]
     "What the network reads or paints, as radiographs."
-    return (x.mean(1) / 2 + .5).clamp(0, 1)
+    return x.clamp(-1, 1).mean(1) / 2 + .5  # a channel that is too bright must not lighten the others
 
 # %% ../nbs/03_tokenizer.ipynb #ccaef79d
 def write_log(
@@ -339,6 +340,8 @@ def collate(
 # %% ../nbs/03_tokenizer.ipynb #e91f39fa
 class Processor:
     "Images and texts to ids of the mixed vocabulary, and back. Raises `UserError` where tokenizer and layout do not fit."
+    policy = 'pad'  # how an image becomes a square (`01a_radiograph`)
+
     def __init__(
         self,
         image_tokenizer: VQModel,
@@ -370,7 +373,7 @@ class Processor:
 
     def read(self, images) -> torch.Tensor:
         "Paths or arrays as (B, H, W) in [0, 1]."
-        return read_images(images, self.image_size)
+        return read_images(images, self.image_size, self.policy)
 
 # %% ../nbs/03_tokenizer.ipynb #9474ba63
 def at_once(
@@ -465,7 +468,7 @@ def train_processor(
     if not (folder/'processor').exists():
         image_tokenizer = train_image_tokenizer(folder, s, manifest)
         text_tokenizer = train_text_tokenizer([report_text(r) for _, r in manifest[manifest.split == 'train'].iterrows()], s.n_text)
-        layout = Layout(s.n_text, s.n_codes, s.grid, *text_tokenizer.convert_tokens_to_ids(['<|img|>', '<|/img|>', '<|endoftext|>']))
+        layout = Layout(s.n_text, s.n_codes, s.grid, *text_tokenizer.convert_tokens_to_ids(['<|img|>', '<|/img|>', '<|endoftext|>']), len(text_tokenizer))
         with atomic(folder/'processor') as part: Processor(image_tokenizer, text_tokenizer, layout).save_pretrained(part)
     return Processor.from_pretrained(folder/'processor')
 

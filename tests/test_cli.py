@@ -1,5 +1,5 @@
 "The command line as users meet it: images in, text or PNG out; each mistake one line, exit code 2, nothing half-written."
-import resource, shutil, subprocess, sys
+import json, os, resource, shutil, signal, subprocess, sys, time
 
 import numpy as np, pandas as pd, pydicom, pytest
 from PIL import Image
@@ -59,6 +59,40 @@ def test_retrieval_both_ways(images, tiny_run, capsys):
     assert main(['retrieve', '--text', 'Large left pleural effusion.', '--run', str(tiny_run), '-k', '2']) == 0
 
 
+def test_embeddings_of_an_image(images, tiny_run, tmp_path, capsys):
+    assert main(['embed', str(images/'a.png'), str(images/'c.dcm'), '--run', str(tiny_run), '--layers', '1-2', '-o', str(tmp_path/'v.parquet')]) == 0
+    table = pd.read_parquet(tmp_path/'v.parquet')
+    assert list(table) == ['path', 'layer_1', 'layer_2'] and np.array_equal(table.layer_1[0], table.layer_1[1]) and len(table.layer_1[0]) == 64
+
+
+@pytest.mark.parametrize('words, column', [('report', 'report'), ('embed --layers 1', 'layer_1'), ('inpaint --ratio 0.25', 'picture'), ('retrieve -k 2', 'reports')])
+def test_a_folder_into_a_table(words, column, images, tiny_run, tmp_path, capsys):
+    "Every format of the folder; the broken file is named in the quarantine, and the exit code says so."
+    assert main([*words.split(), str(images), '--run', str(tiny_run), '-o', str(tmp_path/'o.jsonl')]) == 2
+    rows = [json.loads(line) for line in (tmp_path/'o.jsonl').read_text().splitlines()]
+    assert [row['path'].rpartition('/')[2] for row in rows] == ['a.png', 'b.jpg', 'c.dcm'] and all(row[column] for row in rows)
+    assert pd.read_csv(tmp_path/'o.jsonl.quarantine.csv').path.tolist() == [str(images/'broken.png')] and not list(tmp_path.glob('.*'))
+    if column == 'picture': assert all(np.asarray(Image.open(row['picture'])).std() > 5 for row in rows)
+
+
+def test_killed_run_goes_on_where_it_was(tiny_run, tmp_path, capsys):
+    "SIGKILL in the middle of 80 images; the same command makes the table of an undisturbed run and asks the model for the rest alone."
+    (tmp_path/'in').mkdir()
+    for k in range(80): Image.fromarray((draw_study(2, k % 3, 64).image * 255).astype(np.uint8)).save(tmp_path/'in'/f'{k:02}.png')
+    words, journal = ['report', str(tmp_path/'in'), '--run', str(tiny_run), '--batch', '1', '--new', '20', '-o', str(tmp_path/'o.csv')], tmp_path/'.o.csv.journal'
+    process = subprocess.Popen([sys.executable, '-c', 'import sys; from chexmix.cli import main; sys.exit(main(sys.argv[1:]))', *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b'\n') > 4): time.sleep(.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (tmp_path/'o.csv').exists(), process.stderr.read()
+    finished = journal.read_bytes().count(b'\n') - 1
+    assert 0 < finished < 80
+    assert main(words) == 0 and not journal.exists()
+    said = capsys.readouterr().out
+    assert f'{finished}/80' in said
+    assert main([*words[:-1], str(tmp_path/'whole.csv')]) == 0
+    assert (tmp_path/'o.csv').read_text() == (tmp_path/'whole.csv').read_text()
+
+
 def test_one_bad_file_among_good_ones(images, tiny_run, capsys):
     assert main(['report', str(images/'broken.png'), str(images/'a.png'), '--run', str(tiny_run)]) == 2
     said = capsys.readouterr()
@@ -96,6 +130,17 @@ MISTAKES = {  # name → (words after chexmix, what the line must name); {run} a
     'only unreadable images': ('tokenizer --preset tiny --run {tmp}/r --data {unreadable}', 'broken.png'),
     'audit of nothing': ('audit {tmp}/none -o {tmp}/audit', 'none'),
     'audit of a folder without images': ('audit {tmp} -o {tmp}/audit', 'no DICOM file'),
+    'device that is not here': ('report {images}/a.png --run {run} --device cuda:99', 'cuda:99'),
+    'number type that overflows': ('report {images}/a.png --run {run} --dtype float16', 'float16'),
+    'unknown policy': ('report {images}/a.png --run {run} --policy squeeze', 'squeeze'),
+    'no weights there': ('report {images}/a.png --model {tmp}/none', 'none'),
+    'table of an unknown kind': ('report {images} --run {run} -o {tmp}/o.xlsx', 'o.xlsx'),
+    'reports as text only': ('embed {images}/a.png --run {run} -o {tmp}/o.txt', 'o.txt'),
+    'layer that is not there': ('embed {images}/a.png --run {run} --layers 7-12 -o {tmp}/o.csv', '0 (the input embedding) to 2'),
+    'layers in words': ('embed {images}/a.png --run {run} --layers last -o {tmp}/o.csv', 'last'),
+    'nothing to embed': ('embed --run {run}', 'nothing to embed'),
+    'file of reports missing': ('retrieve {images}/a.png --run {run} --texts {tmp}/no.txt', 'no.txt'),
+    'packing weights that nobody measured': ('pack --run {run} --stage stage9 -o {tmp}/w', 'stage9'),
     'missing notebooks': ('demo --notebooks {tmp} --run {tmp}/r', '--notebooks'),
 }
 

@@ -90,11 +90,14 @@ def test_wheel_holds_the_package_and_reads_settings(tmp_path):
     source = tmp_path/'source'  # a build leaves files behind; not in the checkout
     shutil.copytree(root/'chexmix', source/'chexmix', ignore=shutil.ignore_patterns('__pycache__'))
     for name in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'): shutil.copy(root/name, source)
+    for name in ('card.json', 'image_tokenizer/config.json'):  # packed weights travel with the package
+        (source/'chexmix'/'bundled'/name).parent.mkdir(parents=True, exist_ok=True)
+        (source/'chexmix'/'bundled'/name).touch()
     subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--disable-pip-version-check', '--no-deps', '--no-build-isolation', '-w', tmp_path, source],
                    check=True, capture_output=True, text=True)
     wheel = zipfile.ZipFile(next(tmp_path.glob('*.whl')))
     names = set(wheel.namelist())
-    assert {f'chexmix/{p.name}' for p in (root/'chexmix').glob('*.py')} <= names
+    assert {f'chexmix/{p.name}' for p in (root/'chexmix').glob('*.py')} | {'chexmix/bundled/card.json', 'chexmix/bundled/image_tokenizer/config.json'} <= names
     assert not [n for n in names if n.endswith('.ipynb')]
     subprocess.run([sys.executable, '-c', f"import sys; sys.path.insert(0, {str(next(tmp_path.glob('*.whl')))!r}); import chexmix.core; assert '.whl' in chexmix.core.__file__"],
                    cwd=tmp_path, check=True, capture_output=True, text=True)

@@ -6,7 +6,8 @@ import numpy as np, pandas as pd, pytest, torch, yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import chexmix.released as released
+import chexmix.released as released, chexmix.serve as serve
+from chexmix.cli import main
 from chexmix.core import UserError, read_json, write_json
 from chexmix.model import ChexmixConfig, ChexmixForCausalLM, embed, fill_image, generate_reports, image_means, score_texts, text_log_likelihood
 from chexmix.phantom import draw_study
@@ -91,7 +92,7 @@ def test_golden_reports_without_cache(gold):
 def test_golden_keys_and_text_mode(gold):
     model = gold['loaded'][0]
     assert sorted(model.state_dict()) == gold['keys']
-    assert max(max(r) for r in gold['reports']) >= 50_368 > max(max(r) for r in generate_reports(model, gold['codes'], max_new_tokens=32))
+    assert max(max(r) for r in gold['reports']) >= 50_368 and max(max(r) for r in generate_reports(model, gold['codes'], max_new_tokens=32)) < 50_295
 
 
 # the same API
@@ -109,6 +110,60 @@ def test_everything_works_on_released_weights(loaded):
     assert torch.equal(filled[~mask], codes[~mask]) and processor.decode_images(filled).shape == (2, 512, 512)
     assert torch.allclose(score_texts(model, codes[0], reports), text_log_likelihood(model, codes[:1].expand(2, -1), reports), atol=1e-2)
     assert embed(model, codes).shape == (2, 3, 32)
+
+
+def test_text_mode_has_no_id_that_cannot_be_decoded(loaded):
+    "Image ids and the ids that fill the vocabulary up would both be likelier."
+    model, codes = loaded[0], torch.zeros(1, 1024, dtype=torch.long)
+    with torch.no_grad(): model.lm_head.bias[50_295:] += 100
+    try: reports = generate_reports(model, codes, max_new_tokens=8, min_new_tokens=8) + generate_reports(model, codes, max_new_tokens=8, min_new_tokens=8, num_beams=2)
+    finally:
+        with torch.no_grad(): model.lm_head.bias[50_295:] -= 100
+    assert all(i < 50_295 and i != 50_256 for r in reports for i in r) and len(reports[0]) == 8
+
+
+@pytest.fixture
+def words(tmp_path):
+    "A folder with a text tokenizer that fits the released ids."
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    tokenizer = Tokenizer(models.WordLevel({'Clear': 0, 'lungs': 1, '.': 2, 'Edema': 3, '<|endoftext|>': 50_256}, unk_token='.'))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    (tmp_path/'words').mkdir()
+    tokenizer.save(str(tmp_path/'words'/'tokenizer.json'))
+    return tmp_path/'words'
+
+
+@pytest.mark.parametrize('verb, options', [('report', ['--new', '6']), ('embed', ['--layers', '1']), ('inpaint', ['--ratio', '0.004']), ('retrieve', ['-k', '2'])])
+def test_command_line_on_a_release(verb, options, release, words, tmp_path, monkeypatch, capsys):
+    "The four commands with `--model` a folder of the released layout."
+    quick(released.ReleasedProcessor, monkeypatch, [])
+    monkeypatch.setattr(released.ReleasedProcessor, 'decode_images', lambda self, codes: torch.rand(len(codes), 512, 512))
+    Image.fromarray((draw_study(1, 0, 64).image * 255).astype(np.uint8)).save(tmp_path/'a.png')
+    (tmp_path/'reports.txt').write_text('Clear lungs.\nEdema.\n')
+    if verb == 'retrieve':
+        options = [*options, '--texts', str(tmp_path/'reports.txt')]
+        assert main([verb, str(tmp_path/'a.png'), '--model', str(release), '--device', 'cpu', *options]) == 2 and 'text tokenizer' in capsys.readouterr().err
+        options += ['--text-tokenizer', str(words)]
+    assert main([verb, str(tmp_path/'a.png'), '--model', str(release), '--device', 'cpu', '-o', str(tmp_path/'o.jsonl'), *options]) == 0
+    row, = [json.loads(line) for line in (tmp_path/'o.jsonl').read_text().splitlines()]
+    if verb == 'report': assert 5 <= len(row['ids']) <= 6
+    if verb == 'embed': assert len(row['layer_1']) == 32
+    if verb == 'inpaint': assert len(row['hidden']) == 4 and len(row['codes']) == 1024 and Path(row['picture']).exists()
+    if verb == 'retrieve': assert sorted(row['reports']) == ['Clear lungs.', 'Edema.'] and row['scores'][0] >= row['scores'][1]
+
+
+def test_command_line_names_what_does_not_fit(release, tmp_path, capsys):
+    "A truncated file and a pickle with code, from the command line: one line, exit code 2."
+    Image.fromarray((draw_study(1, 0, 64).image * 255).astype(np.uint8)).save(tmp_path/'a.png')
+    folder = shutil.copytree(release, tmp_path/'copy')
+    torch.save(Command(tmp_path/'ran'), folder/'vqgan.ckpt')
+    assert main(['report', str(tmp_path/'a.png'), '--model', str(folder)]) == 2
+    assert 'nothing in it was run' in capsys.readouterr().err.splitlines()[-1] and not (tmp_path/'ran').exists()
+    shutil.copy(release/'vqgan.ckpt', folder/'vqgan.ckpt')
+    halve(folder/'model.safetensors')
+    assert main(['report', str(tmp_path/'a.png'), '--model', str(folder)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert 'model.safetensors' in said and 'Traceback' not in said
 
 
 def test_in_bfloat16(release):
@@ -279,8 +334,9 @@ def folder(tmp_path):
 
 
 def quick(processor, monkeypatch, calls):
-    "Codes from the pixels' sum: the image tokenizer takes seconds."
-    def encode(images):
+    "Codes from the pixels' sum: the image tokenizer takes seconds. Of one processor, or of the class."
+    def encode(*args):
+        images = args[-1]
         calls.append(len(images))
         return torch.stack([torch.randint(8192, (1024,), generator=torch.Generator().manual_seed(int(i.sum()))) for i in images])
     monkeypatch.setattr(processor, 'encode_images', encode, raising=False)
@@ -317,6 +373,18 @@ def test_killed_run_goes_on(folder, loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(loaded[1], 'encode_images', lambda images: (calls.append(len(images)), honest(images))[1], raising=False)
     again = embed_files(*loaded, [folder], tmp_path/'out.parquet', layers=[1], batch=1)
     assert again.layer_1.tolist() == whole.layer_1.tolist() and sum(calls) == 2 and not journal.exists()
+
+
+def test_a_file_that_kills_its_reader_is_set_aside(folder, loaded, tmp_path, monkeypatch):
+    "The call that died left a note of what it was reading; the next one does not die of it again."
+    quick(loaded[1], monkeypatch, [])
+    asked = []
+    monkeypatch.setattr(serve, 'in_workers', lambda function, items, *args: (asked.extend(items), [None if i.endswith('2.png') else True for i in items])[1])
+    (tmp_path/'.out.csv.reading').write_text(f'{folder}/0.png\n{folder}/2.png')
+    table = report_files(*loaded, [folder], tmp_path/'out.csv', new=6)
+    bad = pd.read_csv(tmp_path/'out.csv.quarantine.csv')
+    assert len(asked) == 2 and [Path(p).name for p in table.path] == ['0.png'] and 'ends the process' in bad.reason[bad.path.str.endswith('2.png')].iloc[0]
+    assert not list(tmp_path.glob('.*'))
 
 
 def test_no_room_for_the_table(folder, loaded, tmp_path, monkeypatch, capsys):
