@@ -11,7 +11,8 @@ import base64, html, io
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+import matplotlib.pyplot as plt, numpy as np, torch
+from fastcore.basics import patch
 from PIL import Image
 
 from .classify import Probe, load_probe
@@ -121,19 +122,25 @@ class Answer(dict):
 
     def __repr__(self): return '\n'.join([*(f'{title}: {text}' for title, text in self.lines()), f'columns: {", ".join(self)}'])
 
-    def _repr_html_(self):
-        src = {title: base64.b64encode(png_bytes(p)).decode() for title, p in self.pictures.items()}
-        pictures = ''.join(f'<figure style="display:inline-block;margin:2px"><img width="192" alt="radiograph" src="data:image/png;base64,{d}"><figcaption>{html.escape(t)}</figcaption></figure>' for t, d in src.items())
-        lines = ''.join(f'<div style="margin:0 0 .4em"><b>{html.escape(title)}</b>: {html.escape(text) or "(nothing)"}</div>' for title, text in self.lines())
-        return f'<table><tr><td style="white-space:nowrap;vertical-align:top">{pictures}</td><td style="text-align:left;vertical-align:top">{lines}<small>Research only, never for clinical use.</small></td></tr></table>'
+# %% ../nbs/12c_pipeline.ipynb #db05a5f3
+@patch
+def _repr_html_(self: Answer) -> str:
+    "Pictures beside texts, for Jupyter."
+    src = {title: base64.b64encode(png_bytes(p)).decode() for title, p in self.pictures.items()}
+    pictures = ''.join(f'<figure style="display:inline-block;margin:2px"><img width="192" alt="radiograph" src="data:image/png;base64,{d}"><figcaption>{html.escape(t)}</figcaption></figure>' for t, d in src.items())
+    lines = ''.join(f'<div style="margin:0 0 .4em"><b>{html.escape(title)}</b>: {html.escape(text) or "(nothing)"}</div>' for title, text in self.lines())
+    return f'<table><tr><td style="white-space:nowrap;vertical-align:top">{pictures}</td><td style="text-align:left;vertical-align:top">{lines}<small>Research only, never for clinical use.</small></td></tr></table>'
 
-    def _repr_png_(self):
-        pictures, lines = self.pictures, self.lines()
-        fig, axes = plt.subplots(1, len(pictures) + bool(lines), figsize=(2 * len(pictures) + 4 * bool(lines), 2.3), width_ratios=[1] * len(pictures) + [2] * bool(lines), dpi=80, squeeze=False, layout='constrained')
-        for ax, (title, picture) in zip(axes[0], pictures.items()): ax.imshow(picture, cmap='gray', vmin=0, vmax=1); ax.set_axis_off(); ax.set_title(title, fontsize=8)
-        if lines: draw_texts(axes[0, -1], [(f'{title}:', text, 'black') for title, text in lines], 62)
-        fig.savefig(file := io.BytesIO(), format='png'); plt.close(fig)
-        return file.getvalue()
+# %% ../nbs/12c_pipeline.ipynb #09f69c9d
+@patch
+def _repr_png_(self: Answer) -> bytes:
+    "The same as one picture, for what shows no HTML."
+    pictures, lines = self.pictures, self.lines()
+    fig, axes = plt.subplots(1, len(pictures) + bool(lines), figsize=(2 * len(pictures) + 4 * bool(lines), 2.3), width_ratios=[1] * len(pictures) + [2] * bool(lines), dpi=80, squeeze=False, layout='constrained')
+    for ax, (title, picture) in zip(axes[0], pictures.items()): ax.imshow(picture, cmap='gray', vmin=0, vmax=1); ax.set_axis_off(); ax.set_title(title, fontsize=8)
+    if lines: draw_texts(axes[0, -1], [(f'{title}:', text, 'black') for title, text in lines], 62)
+    fig.savefig(file := io.BytesIO(), format='png'); plt.close(fig)
+    return file.getvalue()
 
 # %% ../nbs/12c_pipeline.ipynb #1c0c0912
 def likely_findings(
@@ -170,21 +177,33 @@ class Pipeline:
         found = (self.fill if self.task == 'inpaint' else self.ask)(pixels, names)
         return found if several else found[0]
 
-    def ask(self, pixels: torch.Tensor, names: list[str]) -> list[Answer]:
-        "Answers with words or numbers to images (B, H, W)."
-        rows = self.job.answer(pixels, names)
-        if self.task == 'report' and not isinstance(self.opened.processor.text_tokenizer, NoTextTokenizer):
-            codes = self.opened.processor.encode_images(pixels)
-            rows = [row | dict(findings=f) for row, f in zip(rows, likely_findings(self.opened, codes, [r['report'] for r in rows]))]
-        return [Answer({'radiograph': image}, dict(path=name) | row) for image, name, row in zip(pixels, names, rows)]
+# %% ../nbs/12c_pipeline.ipynb #6bf5951d
+@patch
+def ask(
+    self: Pipeline,
+    pixels: torch.Tensor,  # (B, H, W) in [0, 1]
+    names: list[str],
+) -> list[Answer]:
+    "Answers with words or numbers."
+    rows = self.job.answer(pixels, names)
+    if self.task == 'report' and not isinstance(self.opened.processor.text_tokenizer, NoTextTokenizer):
+        codes = self.opened.processor.encode_images(pixels)
+        rows = [row | dict(findings=f) for row, f in zip(rows, likely_findings(self.opened, codes, [r['report'] for r in rows]))]
+    return [Answer({'radiograph': image}, dict(path=name) | row) for image, name, row in zip(pixels, names, rows)]
 
-    def fill(self, pixels: torch.Tensor, names: list[str]) -> list[Answer]:
-        "Answers with pictures: what was hidden, and what the model put there."
-        processor = self.opened.processor
-        mask = study_masks([Path(n).name for n in names], processor.layout.n_image, self.options.get('ratio', .5), self.options.get('seed', 0))
-        codes, filled = fill_codes(self.opened.model, processor, processor.encode_images(pixels), pixels, mask)
-        views = zip(pixels, hide_cells(pixels, mask, processor.layout.grid), filled)
-        return [Answer({'radiograph': a, 'hidden': b, 'filled': c}, dict(path=name, codes=k.tolist())) for name, k, (a, b, c) in zip(names, codes, views)]
+# %% ../nbs/12c_pipeline.ipynb #3c83533b
+@patch
+def fill(
+    self: Pipeline,
+    pixels: torch.Tensor,  # (B, H, W) in [0, 1]
+    names: list[str],
+) -> list[Answer]:
+    "Answers with pictures: what was hidden, and what the model put there."
+    processor = self.opened.processor
+    mask = study_masks([Path(n).name for n in names], processor.layout.n_image, self.options.get('ratio', .5), self.options.get('seed', 0))
+    codes, filled = fill_codes(self.opened.model, processor, processor.encode_images(pixels), pixels, mask)
+    views = zip(pixels, hide_cells(pixels, mask, processor.layout.grid), filled)
+    return [Answer({'radiograph': a, 'hidden': b, 'filled': c}, dict(path=name, codes=k.tolist())) for name, k, (a, b, c) in zip(names, codes, views)]
 
 # %% ../nbs/12c_pipeline.ipynb #fb1f9cf8
 def candidates(
