@@ -33,12 +33,16 @@ help:
 demo: .venv/.done
 	@chexmix demo
 
-# One folder of runs for notebooks and tests: the notebooks train the tiny run that the tests then look at.
+# One folder of runs for notebooks and tests: the first notebooks train the tiny run that the tests then look at,
+# one core for them and one for the other notebooks.
 test: .venv/.done
 	@python tests/frame.py
-	@runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export CHEXMIX_RUNS="$$runs"; \
-	echo 'notebooks, in order, preset tiny'; nbdev_test --n_workers 1 --do_print --timing | sed "s|$(CURDIR)/||"; \
-	python -m pytest -q -rs --durations=10 tests
+	@runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export CHEXMIX_RUNS="$$runs" OMP_NUM_THREADS=1; \
+	notebooks() { nbdev_test --n_workers 1 --do_print --timing "$$@" | sed "s|$(CURDIR)/||"; }; \
+	echo 'notebooks in order, preset tiny'; notebooks --file_re '^0[0-5]'; \
+	python -m pytest -q -rs --durations=10 tests >"$$runs/pytest.log" 2>&1 & tests=$$!; \
+	notebooks --skip_file_re '^0[0-5]' || { kill $$tests; exit 1; }; \
+	wait $$tests || failed=1; cat "$$runs/pytest.log"; exit $${failed:-0}
 
 notebooks: .venv/.done
 	@runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export CHEXMIX_RUNS="$$runs"; \

@@ -47,7 +47,7 @@ def pixel_batch(
     s: Settings,
     step: int,
 ) -> tuple[torch.Tensor, list[str]]:  # (B, 1, H, W) in [-1, 1]; reports
-    "Radiographs and reports of a step: the very studies that our stages see at this step."
+    "Radiographs and reports of a step, drawn in passes over all studies, as our stages draw theirs."
     rows = store[batch_indices(len(store), s.batch, step, s.seed).tolist()]
     return read_images(rows['path'], s.image_size)[:, None] * 2 - 1, rows['text']
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['VOCABULARY', 'rotary_share', 'ChexmixConfig', 'both_ways_mask', 'ChexmixModel', 'ChexmixForCausalLM', 'new_model',
-           'fingerprint', 'from_text_model', 'image_rows', 'is_text', 'text_first', 'draw_mask', 'mask_tokens',
-           'draw_ratios', 'study_masks', 'select_targets', 'position_losses', 'attention_inputs', 'target_weights',
-           'causal_loss', 'evaluating', 'image_prompt', 'hidden_states_at_image', 'image_means', 'embed', 'OnlyIds',
-           'ReservedLayer', 'read_prompts', 'greedy_ids', 'generate_reports', 'choose', 'guided', 'fill_in_rounds',
-           'fill_image', 'generate_images', 'read_image', 'text_log_likelihood_after', 'text_log_likelihood',
-           'score_texts']
+           'fingerprint', 'from_text_model', 'image_rows', 'start_from_codebook', 'is_text', 'text_first', 'draw_mask',
+           'mask_tokens', 'draw_ratios', 'study_masks', 'select_targets', 'position_losses', 'attention_inputs',
+           'target_weights', 'causal_loss', 'evaluating', 'image_prompt', 'hidden_states_at_image', 'image_means',
+           'embed', 'OnlyIds', 'ReservedLayer', 'read_prompts', 'greedy_ids', 'generate_reports', 'choose', 'guided',
+           'fill_in_rounds', 'fill_image', 'generate_images', 'read_image', 'text_log_likelihood_after',
+           'text_log_likelihood', 'score_texts']
 
 # %% ../nbs/04_model.ipynb #16af2629
 import copy, hashlib, itertools, math
@@ -176,6 +176,19 @@ def image_rows(
     mean = text_rows.mean(0)
     if text_rows.ndim == 1: return mean.expand(n).clone()
     return mean + spread * torch.randn(n, text_rows.shape[1], generator=generator)
+
+# %% ../nbs/04_model.ipynb #6b2a87f5
+def start_from_codebook(
+    model: PhiForCausalLM,
+    codebook: torch.Tensor,  # (K, C), entries of the image tokenizer
+    spread: float,           # standard deviation of the rows
+    seed: int = 0,           # of the projection
+):
+    "Make the input rows of the image codes a random projection of their codebook entries, in place."
+    layout, rows = model.config.layout, model.model.embed_tokens.weight
+    entries = (codebook.float() - codebook.float().mean(0)) / codebook.float().std()  # (K, C)
+    projection = torch.randn(entries.shape[1], rows.shape[1], generator=rng(seed, 'codebook')) / entries.shape[1]**.5  # (C, D)
+    with torch.no_grad(): rows[layout.n_text:layout.mask] = spread * (entries.cpu() @ projection).to(rows)
 
 # %% ../nbs/04_model.ipynb #b7a274b9
 def is_text(

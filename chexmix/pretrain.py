@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .core import Layout, Settings, UserError, atomic, changed, claim, default_device, open_run, progress, read_json, rng, run_path, write_json
 from .model import (ChexmixForCausalLM, causal_loss, draw_ratios, fill_image, from_text_model, generate_reports, mask_tokens, new_model, select_targets,
-                           study_masks, target_weights, text_first)
+                           start_from_codebook, study_masks, target_weights, text_first)
 from .tokenizer import Processor, collate, open_store, split_rows
 from .training import Callback, Team, bucketed_indices, fit, join_team
 
@@ -43,12 +43,13 @@ class Stage:
     schedule: str = 'uniform'    # fixed, uniform or cosine
     image_span: int = 1   # codes hidden together
     text_span: int = 1    # text ids hidden together
-    image_weight: float = 1.     # of a code in the loss
+    image_weight: float = .3     # of a code in the loss: there are as many codes as words, and each holds several times the nats
     text_weight: float = 1.      # of text in the loss
     both_ways: bool = False      # image positions see each other
     order: str = 'image_text'    # image_text, text_image, or both (each study by chance)
     text_model: str = ''  # a Phi text model to start from: a folder or a hub name
     dropout: float = .1   # of the residual stream, as released
+    code_spread: float = .12     # standard deviation of a new model's code rows, which start from the image tokenizer's codebook; 0 = random rows
     window: int = 16      # batches whose studies are sorted by length
 
 # %% ../nbs/05_pretrain.ipynb #8b76daaa
@@ -275,12 +276,15 @@ def start_weights(
     folder: Path,  # of the run
     s: Settings,
     c: Stage,
-    layout: Layout,
+    processor: Processor,
 ) -> ChexmixForCausalLM:  # in training mode
     "The weights that a stage starts from. Raises `UserError` where they are of another layout or are missing."
+    layout = processor.layout
     if c.text_model: lm = from_text_model(c.text_model, layout, c.seed)
     elif c.start: lm = load_model(folder, c.start)[0]
-    else: lm = new_model(s, layout, c.seed)
+    else:
+        lm = new_model(s, layout, c.seed)
+        if c.code_spread: start_from_codebook(lm, processor.image_tokenizer.quantize.embedding.weight.detach(), c.code_spread, c.seed)
     if lm.config.layout != layout: raise UserError(f'the weights in {c.start} are of another layout ({lm.config.layout}), the processor of this run says {layout}: start from weights of this run')
     lm.config.both_ways, lm.config.resid_pdrop = c.both_ways, c.dropout
     for layer in lm.model.layers: layer.resid_dropout.p = c.dropout
@@ -327,7 +331,7 @@ def pretrain(
     if (target/'model.safetensors').exists(): return target
     processor, store, data, logs = Processor.from_pretrained(folder/'processor'), open_store(folder/'store'), read_json(folder/'store'/'info.json'), folder/'logs'/target.name
     train, valid = (split_rows(store, split) for split in ('train', 'valid'))
-    batches, model = Batches(train, c, processor.layout, team), Pretraining(start_weights(folder, s, c, processor.layout), c.image_weight, c.text_weight)
+    batches, model = Batches(train, c, processor.layout, team), Pretraining(start_weights(folder, s, c, processor), c.image_weight, c.text_weight)
     if recompute: model.lm.gradient_checkpointing_enable()
     if not team.rank: write_json(logs/'environment.json', environment(team) | dict(data=data))
     shown = Panel(max(1, c.steps // max(1, panels)), processor, [valid[i] for i in range(min(3, len(valid)))] if panels else [], logs/'panels')
