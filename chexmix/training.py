@@ -27,7 +27,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from tensorboardX import SummaryWriter
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -333,7 +333,9 @@ def resume(
     for name in sorted(identity | state['identity']):
         if state['identity'].get(name) != identity.get(name):
             raise UserError(f'the checkpoint in {folder} was made with {name} {state["identity"].get(name)!r}, not {identity.get(name)!r}: put that back, choose another name, or delete the folder')
-    set_state_dict(learn.model, learn.opt.opt, model_state_dict=state['model'], optim_state_dict=state['opt'], options=StateDictOptions(full_state_dict=True) if learn.team.shard else None)
+    if odd := state['model'].keys() ^ get_model_state_dict(learn.model).keys(): raise UserError(f'the checkpoint in {folder} holds other weights ({sorted(odd)[0]}): choose another name, or delete the folder')
+    options = StateDictOptions(full_state_dict=learn.team.shard, strict=False)  # a weight that had no gradient yet has no state in the optimizer
+    set_state_dict(learn.model, learn.opt.opt, model_state_dict=state['model'], optim_state_dict=state['opt'], options=options)
     learn.done, learn.log, learn.sums, learn.memory = (state[name] for name in ('done', 'log', 'sums', 'memory'))
 
 # %% ../nbs/00a_training.ipynb #629fde2f
