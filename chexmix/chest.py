@@ -6,8 +6,8 @@
 __all__ = ['WORDS', 'TREES', 'generator', 'Anatomy', 'draw_anatomy', 'Exam', 'draw_exam', 'lung_shapes', 'dome_shapes',
            'heart_shapes', 'spine_shapes', 'skin_shapes', 'breast_shapes', 'cage', 'rib_lines', 'break_line',
            'girdle_lines', 'spine_line', 'spine_tubes', 'airway_tubes', 'vessel_tree', 'grown_tree', 'vessel_tubes',
-           'Chest', 'bones', 'arms', 'stomach', 'lengths', 'exposed', 'letters', 'stamp', 'collimator', 'displayed',
-           'exposure']
+           'Chest', 'bones', 'arms', 'stomach', 'fissures', 'lengths', 'exposed', 'letters', 'stamp', 'collimator',
+           'displayed', 'exposure']
 
 # %% ../nbs/01f_chest.ipynb #25f089d0
 import hashlib, math
@@ -362,6 +362,16 @@ def stomach(ch: Chest) -> np.ndarray:  # (H, W) cm
     if u[7] < .45: shapes += [((a.width * (.3 + .5 * v), y + 4 + 3 * w, 3), (1.3, .9, .9), spin(w)) for v, w in u[8:].reshape(2, 2)]
     return thickness(ch.c, shapes) if shapes else 0
 
+# %% ../nbs/01f_chest.ipynb #f155a002
+def fissures(ch: Chest) -> np.ndarray:  # (H, W) cm
+    "Two layers of pleura between the lobes of each lung."
+    a, thick, g = ch.a, max(.05, .75 * ch.c.pixel), generator(ch.a.seed, 'fissures')
+    w, y = a.width / 13.2, a.apex + 11.9
+    tilts = .06 * g.standard_normal(3)
+    shapes = [((-6.8 * w, y, 2.5), (4.8 * w, thick, .6 * a.depth), spin(tilts[0], 'x') @ spin(.05 + tilts[1]))]
+    shapes += [((side * 6.5 * w, y + 3., -1), (5.5 * w, thick, 1.2 * a.depth), spin(-.985 + tilts[2] + .04 * side, 'x')) for side in (-1, 1)]
+    return thickness(ch.c, shapes, [.05 / thick] * 3)
+
 # %% ../nbs/01f_chest.ipynb #92abf9cd
 def lengths(ch: Chest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # soft, bone, metal; (H, W) cm
     "What each ray passes through."
@@ -377,7 +387,7 @@ def lengths(ch: Chest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # soft, bo
     vessels = 1.3 * ch.vessel_gain * a.markings * drawn(c, *vessel_tubes(a, ch.step))
     soft = outline - .74 * lung - ch.gas + inside * (.74 * np.minimum(vessels, 3) + .3 * grain) + ch.solid
     soft += field(c, g, ((6, .5), (15, .4), (40, .25))) * np.minimum(body / 10, 1)
-    soft -= .8 * np.minimum(drawn(c, airway_tubes(a, ch.step)), 2) + stomach(ch)
+    soft += inside * fissures(ch) - .8 * np.minimum(drawn(c, airway_tubes(a, ch.step)), 2) - stomach(ch)
     if ch.parts: soft += drawn(c, *ch.parts)
     return np.maximum(soft, 0), bones(ch) * np.minimum(outline / 3, 1), ch.metal + np.zeros_like(soft)
 

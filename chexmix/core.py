@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'UserError', 'Layout', 'codes_to_ids', 'is_code', 'ids_to_codes', 'Settings', 'settings', 'changed',
-           'atomic', 'write_json', 'read_json', 'run_path', 'claim', 'start_run', 'open_run', 'progress',
-           'default_device', 'rng', 'Interval', 'interval', 'weighted_mean', 'Record', 'content_hash', 'save_records',
-           'load_records']
+           'parse_changes', 'atomic', 'write_json', 'read_json', 'run_path', 'claim', 'start_run', 'open_run',
+           'progress', 'default_device', 'rng', 'Interval', 'interval', 'weighted_mean', 'Record', 'content_hash',
+           'save_records', 'load_records']
 
 # %% ../nbs/00_core.ipynb #bb8f22a7
 import hashlib, json, math, os, platform, shutil, sys, tempfile, time
@@ -148,6 +148,19 @@ def changed(
         if known[name] is tuple and isinstance(value, list): overrides[name] = value = tuple(value)
         if not isinstance(value, known[name]): raise UserError(f'setting {name} must be {known[name].__name__}, not {value!r}')
     return replace(config, **overrides)
+
+# %% ../nbs/00_core.ipynb #c0de0002
+def parse_changes(
+    words: list[str],  # NAME=VALUE
+) -> dict:
+    "Values as JSON reads them, else as text. Raises `UserError` where there is no `=`."
+    changes = {}
+    for word in words:
+        name, equals, value = word.partition('=')
+        if not equals: raise UserError(f'--set takes NAME=VALUE, not {word!r}')
+        try: changes[name] = json.loads(value)
+        except ValueError: changes[name] = value
+    return changes
 
 # %% ../nbs/00_core.ipynb #48b7241b
 @contextmanager

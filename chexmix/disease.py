@@ -53,6 +53,18 @@ def around(self: Chest, centre, radii) -> tuple:  # left, top, right, bottom
     "Box around an ellipsoid."
     return self.box(*(np.asarray(centre) + np.array(s) * radii for s in np.ndindex(2, 2, 2) for s in [2 * np.array(s) - 1]))
 
+# %% ../nbs/01g_disease.ipynb #b0c5a001
+@patch
+def bright(
+    self: Chest,
+    layer: np.ndarray,   # (H, W) cm that a finding adds
+    share: float = .25,  # of the thickest place
+) -> tuple:              # left, top, right, bottom
+    "Box around the places where a layer is thick."
+    rows, columns = (np.flatnonzero((layer > share * layer.max()).any(axis)) for axis in (1, 0))
+    n = self.c.size
+    return tuple(float(v) / n for v in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)) if len(rows) else (0., 0., 0., 0.)
+
 # %% ../nbs/01g_disease.ipynb #035d7e85
 @patch
 def base_level(self: Chest, side: int) -> float:  # cm
@@ -139,9 +151,9 @@ def draw_effusion(ch: Chest, v: Finding, g: np.random.Generator):
     boxes, w = [], ch.a.width / 13.2
     for side in SIDES[v.side]:
         low, s = ch.base_level(side), np.clip(v.severity * g.uniform(.9, 1.1), 0, 1)
-        level = low + 5.4 - 12.5 * s**1.15 if ch.e.view != 'AP' else low + 5.2 - 6 * s
+        level = low + 6. - 13.1 * s**1.2 if ch.e.view != 'AP' else low + 5.4 - 6.2 * s
         ch.base[side] = ch.base[side] & crossing(ch.c, [((side * 5.2 * w, level - 20, .5), (12. * w, 20, 13.5))])
-        if ch.e.view == 'AP': ch.base[side] = ch.base[side] & halfspace(ch.c, (0, 0, -ch.a.depth + .6 + 5 * s), (0, 0, -1))
+        if ch.e.view == 'AP': ch.base[side] = ch.base[side] & halfspace(ch.c, (0, 0, -ch.a.depth + .1 + 5.5 * s), (0, 0, -1))
         boxes += [(side * 2.5 * w, level - 3.5, 0), (side * 13 * w, low + 4.5, 0)]
     return ch.box(*boxes)
 
@@ -154,10 +166,10 @@ def draw_pneumothorax(ch: Chest, v: Finding, g: np.random.Generator):
     whole, inner = ch.free(ch.base[side]), ch.base[side] & lung(.45 * s)
     skin = ch.free(inner) - ch.free(ch.base[side] & lung(.45 * s + .07))
     ch.base[side] = inner
-    ch.gas = ch.gas + .98 * np.maximum(whole - ch.free(inner), 0)
+    gas = np.maximum(whole - ch.free(inner), 0)
+    ch.gas = ch.gas + .98 * gas
     ch.solid = ch.solid + .8 * np.minimum(skin, 1.2)
-    w, _ = cage(ch.a, ch.a.apex + 5)
-    return ch.box((side * 2.2, ch.a.apex, 0), (side * ch.a.width, ch.a.apex + 7 + 10 * v.severity, 0))
+    return ch.bright(gas)
 
 # %% ../nbs/01g_disease.ipynb #8f5b7895
 @draws('Pleural Other')

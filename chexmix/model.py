@@ -6,10 +6,10 @@
 __all__ = ['VOCABULARY', 'rotary_share', 'ChexmixConfig', 'both_ways_mask', 'ChexmixModel', 'ChexmixForCausalLM', 'new_model',
            'fingerprint', 'from_text_model', 'image_rows', 'start_from_codebook', 'is_text', 'text_first', 'draw_mask',
            'mask_tokens', 'draw_ratios', 'study_masks', 'select_targets', 'position_losses', 'attention_inputs',
-           'target_weights', 'causal_loss', 'evaluating', 'image_prompt', 'hidden_states_at_image', 'image_means',
-           'embed', 'OnlyIds', 'ReservedLayer', 'read_prompts', 'greedy_ids', 'generate_reports', 'choose', 'guided',
-           'fill_in_rounds', 'fill_image', 'generate_images', 'read_image', 'text_log_likelihood_after',
-           'text_log_likelihood', 'score_texts']
+           'target_weights', 'causal_loss', 'evaluating', 'image_prompt', 'hidden_states_at_image', 'region_means',
+           'image_means', 'embed', 'OnlyIds', 'ReservedLayer', 'read_prompts', 'greedy_ids', 'generate_reports',
+           'choose', 'guided', 'fill_in_rounds', 'fill_image', 'generate_images', 'read_image',
+           'text_log_likelihood_after', 'text_log_likelihood', 'score_texts']
 
 # %% ../nbs/04_model.ipynb #16af2629
 import copy, hashlib, itertools, math
@@ -374,20 +374,32 @@ def hidden_states_at_image(
     with evaluating(model): states = model.model(ids, use_cache=False, output_hidden_states=True).hidden_states
     return [state[:, 1:] for state in states]
 
+# %% ../nbs/04_model.ipynb #4e610002
+def region_means(
+    states: torch.Tensor,  # (B, n, D) at the image positions
+    regions: int = 1,      # on each side of the image
+) -> torch.Tensor:         # (B, D·regions²); 1: the mean over the whole image
+    "Means over regions of the image. Raises `UserError` where the grid has fewer codes than that on a side."
+    grid = math.isqrt(states.shape[1])
+    if not 1 <= regions <= grid: raise UserError(f'an image of {grid}×{grid} codes cannot be cut into {regions}×{regions} regions')
+    if regions == 1: return states.mean(1)
+    return F.adaptive_avg_pool2d(states.unflatten(1, (grid, grid)).permute(0, 3, 1, 2), regions).flatten(1)
+
 # %% ../nbs/04_model.ipynb #ab154936
 def image_means(
     model: PhiForCausalLM,
     codes: torch.Tensor,               # (B, n) image codes
     mask: torch.Tensor | None = None,  # (B, n) bool, True = hidden
     layers: list[int] | None = None,   # which layers, 0 = input embedding; None = all
-) -> torch.Tensor:  # (B, layers, D) float32
+    regions: int = 1,                  # on each side of the image, each with a mean of its own
+) -> torch.Tensor:  # (B, layers, D·regions²) float32
     "Mean hidden state over the image positions of the layers asked for, none of them kept."
     base, ids, means = model.model, image_prompt(model, codes, mask), {}
     sources = [base.embed_tokens, *base.layers[:-1], base.final_layernorm]  # what gives the hidden states of each layer
     wanted = [range(len(sources))[i] for i in (range(len(sources)) if layers is None else layers)]
     short = copy.copy(base)
     short._modules = base._modules | {'layers': base.layers[:max(wanted)]}
-    def keep(i): return lambda module, args, state: means.update({i: state[:, 1:].float().mean(1)})
+    def keep(i): return lambda module, args, state: means.update({i: region_means(state[:, 1:].float(), regions)})
     with evaluating(model), ExitStack() as hooks:
         for i in set(wanted): hooks.enter_context(sources[i].register_forward_hook(keep(i)))
         short(ids, use_cache=False)
@@ -400,10 +412,11 @@ def embed(
     mask: torch.Tensor | None = None,  # (N, n) bool, True = hidden
     layers: list[int] | None = None,   # which layers, 0 = input embedding; None = all
     batch: int = 64,                   # images at once
-) -> torch.Tensor:  # (N, layers, D) float32, on the CPU
+    regions: int = 1,                  # see `region_means`
+) -> torch.Tensor:  # (N, layers, D·regions²) float32, on the CPU
     "Mean hidden state over the image positions, per layer (released weights: layers 7 to 12 of 32 serve best)."
     parts = list(zip(codes.split(batch), [None] * len(codes) if mask is None else mask.split(batch)))
-    return torch.cat([image_means(model, c, m, layers).cpu() for c, m in (progress(parts, 'embedding images') if len(parts) > 16 else parts)])
+    return torch.cat([image_means(model, c, m, layers, regions).cpu() for c, m in (progress(parts, 'embedding images') if len(parts) > 16 else parts)])
 
 # %% ../nbs/04_model.ipynb #6884b419
 class OnlyIds(LogitsProcessor):

@@ -151,7 +151,7 @@ def likely_findings(
 ) -> list[dict[str, float]]:  # finding → probability, the likeliest first; 1 where it is what the report says
     "Findings of images: by the probe of these weights, else as their reports affirm them."
     if probe := opened.probe:
-        values = probe(embed(opened.model, codes, layers=[probe.layer])[:, 0].numpy())  # (B, F)
+        values = probe(embed(opened.model, codes, layers=[probe.layer], regions=probe.regions)[:, 0].numpy())  # (B, F)
         return [{FINDINGS[probe.findings[i]]: float(p[i]) for i in (-p).argsort()[:most]} for p in values]
     return [{f: 1. for f, value in label_report(text).items() if value == 1} for text in reports]
 

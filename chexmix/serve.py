@@ -240,15 +240,16 @@ def embed_job(
     model: PhiForCausalLM,
     processor: Processor,
     layers: list[int] | None = None,  # 0 = input embedding; None = all (released weights: 7 to 12 of 32 serve best)
-) -> Job:  # a column layer_i with D numbers for each layer
+    regions: int = 1,                 # on each side of the image, each with a mean of its own
+) -> Job:  # a column layer_i with D·regions² numbers for each layer
     "The embedding of every radiograph. Layers above the last that is asked for are not computed. Raises `UserError` for a layer that is not there."
     there = range(model.config.num_hidden_layers + 1)
     layers = list(there if layers is None else layers)
     if not layers or not set(layers) <= set(there): raise UserError(f'no such layers: {layers}; this model has 0 (the input embedding) to {there[-1]}')
     def answer(images, paths):
-        means = image_means(model, processor.encode_images(images), layers=layers).cpu()  # (B, layers, D)
+        means = image_means(model, processor.encode_images(images), layers=layers, regions=regions).cpu()  # (B, layers, D·regions²)
         return [{f'layer_{i}': row.tolist() for i, row in zip(layers, image)} for image in means]
-    return Job('embedding', model, processor, answer, 0, dict(layers=layers))
+    return Job('embedding', model, processor, answer, 0, dict(layers=layers, regions=regions))
 
 # %% ../nbs/12a_serve.ipynb #ce099d65
 def embed_files(
@@ -258,9 +259,10 @@ def embed_files(
     out: str | Path,                  # .parquet, .jsonl or .csv
     layers: list[int] | None = None,  # see `embed_job`
     batch: int = 0,                   # images at once; 0 = what fits
-) -> pd.DataFrame:  # path, and a column layer_i with D numbers for each layer
+    regions: int = 1,                 # see `embed_job`
+) -> pd.DataFrame:  # path, and a column layer_i with D·regions² numbers for each layer
     "The embedding of every radiograph, per layer."
-    return process_files(embed_job(model, processor, layers), paths, check_output(out, False), batch)
+    return process_files(embed_job(model, processor, layers, regions), paths, check_output(out, False), batch)
 
 # %% ../nbs/12a_serve.ipynb #31364f09
 def picture_places(

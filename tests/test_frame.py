@@ -9,7 +9,7 @@ from notebooks import readme
 
 from chexmix.core import read_json
 
-RUN = ('03_tokenizer', '05_pretrain', '06_classify', '07_inpaint', '08_report', '09_retrieve', '10_baselines', '10a_encoders', '11_results', '13_benchmarks')
+RUN = ('03_tokenizer', '05_pretrain', '06_classify', '06a_judge', '06b_quality', '07_inpaint', '08_report', '09_retrieve', '10_baselines', '10a_encoders', '10b_ablation', '11_results', '13_benchmarks', '13a_benchmarks_tokens', '13b_benchmarks_training')
 run_notebooks = [p for p in frame.notebooks() if p.stem in RUN]
 
 

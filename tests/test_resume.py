@@ -1,5 +1,6 @@
 "Pretraining that is killed, or finds damage, loses nothing."
-import multiprocessing, os, random, resource, shutil, signal, time
+import multiprocessing, os, random, resource, shutil, signal, subprocess, sys, time
+from pathlib import Path
 
 import pandas as pd, pytest, torch
 from safetensors.torch import load_file
@@ -131,3 +132,40 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tiny_run, tmp_path, monkeypatch
     assert [p.name[:13] for p in training.checkpoints(folder/'part'/'training')] == ['step-00000004', 'step-00000003']
     pretraining.pretrain(folder, open_run(folder)[1], 1, 'part', steps=6, panels=0)
     assert pd.read_csv(folder/'logs'/'part.csv').step.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_studies_drawn_for_each_step_are_the_same_after_an_interruption(tiny_run, tmp_path, monkeypatch):
+    "Weights end in the same bits; the drawing processes end with the one that asked them."
+    folder = shutil.copytree(tiny_run, tmp_path/'run')
+    draw = lambda name: pretraining.pretrain(folder, open_run(folder)[1], 1, name, steps=5, window=2, batch=4, fresh=True, checkpoint_seconds=0, panels=0)
+    draw('whole')
+    honest = pretraining.FreshBatches.__call__
+
+    def until(self, step):
+        if step == 3: raise KeyboardInterrupt
+        return honest(self, step)
+    with monkeypatch.context() as m:
+        m.setattr(pretraining.FreshBatches, '__call__', until)
+        with pytest.raises(KeyboardInterrupt): draw('stopped')
+    draw('stopped')
+    a, b = (load_file(folder/name/'model.safetensors') for name in ('whole', 'stopped'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+DRAWING = '''from chexmix.phantom import stream
+if __name__ == '__main__':
+    for _ in stream(64, workers=2): print('drawn', flush=True)'''
+
+
+def test_processes_that_draw_end_with_the_one_that_started_them(tmp_path):
+    "Also where it is killed."
+    (tmp_path/'drawing.py').write_text(DRAWING)
+    parent = subprocess.Popen([sys.executable, tmp_path/'drawing.py'], stdout=subprocess.PIPE, text=True)
+    parent.stdout.readline()
+    children = Path(f'/proc/{parent.pid}/task/{parent.pid}/children')
+    pids = [int(p) for p in children.read_text().split()] if children.exists() else pytest.skip('the system does not say whose child a process is')
+    parent.kill(); parent.wait()
+    deadline = time.monotonic() + 30
+    while alive := [p for p in pids if Path(f'/proc/{p}/cmdline').exists() and 'spawn' in Path(f'/proc/{p}/cmdline').read_text()]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(.2)

@@ -44,7 +44,7 @@ def test_card_says_what_they_are_and_its_commands_still_train_them(weights):
     stored = Settings(**card['settings'] | {'channel_mult': tuple(card['settings']['channel_mult'])})
     assert card['training'] == training_commands(stored)
     first, *others = [build_parser().parse_args(line.split()[1:]) for line in card['training']]
-    from chexmix.cli import parse_changes
+    from chexmix.core import parse_changes
     assert settings(first.preset, seed=first.seed, **parse_changes(first.set)) == stored, 'the preset has changed since these weights were packed: pack them again'
     assert [a.function.__name__ for a in others] == ['pretrain', 'classify'] and {a.run for a in others} == {first.run}
 
