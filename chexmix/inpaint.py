@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['block_mask', 'cell_pixels', 'hide_cells', 'inpaint', 'fill_codes', 'paste', 'hole_psnr', 'hole_ssim', 'Holes',
            'dig_holes', 'model_filling', 'reference_fillings', 'score_filling', 'score_inpaint', 'inpaint_holes',
-           'show_fillings', 'evaluate_inpaint']
+           'show_fillings', 'evaluate_inpaint', 'evaluate_findings']
 
 # %% ../nbs/07_inpaint.ipynb #dce38780
 import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt, pandas as pd, torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from datasets import Dataset
 from PIL import Image
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
+from .classify import cohort, enough, macro, weighted_auroc
 from .core import Record, UserError, atomic, content_hash, interval, open_run, progress, rng, save_records, weighted_mean
+from .judge import judge_images, train_judge
 from .model import ChexmixForCausalLM, fill_image, study_masks
 from .pretrain import load_model
 from .tokenizer import Processor, open_store, open_studies, read_images, show_images, split_rows
@@ -251,4 +253,31 @@ def evaluate_inpaint(
     command = f'papermill nbs/07_inpaint.ipynb out.ipynb -p run {folder.name} -p most {most} -p seed {seed}' + (f' -p data {Path(data).name}' if data else '')
     save_records(folder, 'inpaint', records, info, {name: content_hash(folder/name/'model.safetensors') for name in models}, command)
     for kind in ('random', 'block'): plt.close(show_fillings({k: v for k, v in fillings.items() if k != 'most frequent code'}, holes, kind, folder/'figures'/f'inpaint_{kind}.png'))
+    return records
+
+# %% ../nbs/07_inpaint.ipynb #07a0d002
+def evaluate_findings(
+    folder: Path,                 # of the run
+    models=('stage1', 'stage2'),  # folders of the run
+    data: str = '',               # a manifest or a table; '' = the run's own studies
+    steps: int = 300,             # of the judge
+    ratio: float = .5,            # share of codes hidden at random
+    most: int = 0,                # test studies; 0 = all
+    seed: int = 0,
+) -> list[Record]:
+    "Macro AUROC of a judge on originals and on fillings of the same holes; saved as `results/inpaint_findings.json`. Raises `UserError` where no finding can be judged."
+    loaded = {name: load_model(folder, name) for name in models}
+    processor = next(iter(loaded.values()))[1]
+    holes, info = inpaint_holes(folder, processor, data, most, (ratio,), seed)
+    train, test = split_rows(open_store(folder/'store'), 'train'), split_rows(open_studies(folder, data)[0], 'test', most, seed)
+    judge = train_judge(folder/'inpaint_judge', read_images(train['path'], processor.image_size), cohort(train, 'ones').labels, steps, seed=seed)
+    labels = cohort(test, 'ones').labels
+    if not len(findings := np.flatnonzero(enough(labels, 5))): raise UserError(f'no finding of {info["name"]} has five positives and five negatives in the split test: give more studies, or labels')
+    seen = {'original': holes.images} | {name: filling['random', ratio][1] for name, filling in ({n: model_filling(m, p, holes, n) for n, (m, p) in loaded.items()} | reference_fillings(processor, holes)).items()}
+    records = []
+    for name, images in seen.items():
+        i = interval(macro(weighted_auroc, labels[:, findings], judge_images(judge, images)[:, findings]), holes.patients, seed=seed)
+        records.append(Record('inpaint findings', name, 'AUROC of the judge', i.value, i.low, i.high, len(images), seed, dict(hole='random', ratio=ratio, steps=steps, findings=len(findings))))
+    command = f'papermill nbs/07_inpaint.ipynb out.ipynb -p run {folder.name} -p judge_steps {steps} -p seed {seed}' + (f' -p data {Path(data).name}' if data else '')
+    save_records(folder, 'inpaint_findings', records, info, {name: content_hash(folder/name/'model.safetensors') for name in models}, command)
     return records
