@@ -8,7 +8,7 @@ __all__ = ['Row', 'measure', 'row_records', 'detector_pixels', 'write_dicom', 't
            'reading_row', 'reads_per_second', 'peaks', 'speed_records', 'advised_layers']
 
 # %% ../nbs/13_benchmarks.ipynb #b1300003
-import math, resource, time
+import math, time
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -226,7 +226,7 @@ def peaks(
     marks = []
     for i in range(n):
         read_radiograph(paths[i % len(paths)], size)
-        if i + 1 in (n // 10, n): marks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # kB on Linux
+        if i + 1 in (n // 10, n): marks.append(memory()[1])
     return tuple(marks)
 
 # %% ../nbs/13_benchmarks.ipynb #fdec371c

@@ -6,8 +6,8 @@
 __all__ = ['studies_per_second', 'drawing_memory', 'published_codes', 'our_codes', 'spread_codebook', 'singly', 'decode',
            'token_rows', 'search_memory', 'random_rows', 'write_random_store', 'reading_cost']
 
-# %% ../nbs/13a_benchmarks_tokens.ipynb #68a65cb8
-import json, os, resource, subprocess, sys, time
+# %% ../nbs/13a_benchmarks_tokens.ipynb #4e1e2c30
+import json, os, subprocess, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +19,7 @@ from .benchmarks import Row, measure, row_records
 from .core import Layout, Record, open_run, rng, save_records, settings
 from .labels import FINDINGS
 from .phantom import draw_study, stream
+from .released import memory
 from .tokenizer import at_once, store_features, write_part
 from .vqgan import VQModel, nearest, vq_config
 
@@ -49,7 +50,7 @@ def drawing_memory(
     marks = []
     for k in range(n):
         draw_study(seed, k, size)
-        if k + 1 in (n // 10, n): marks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # kB on Linux
+        if k + 1 in (n // 10, n): marks.append(memory()[1])
     return tuple(marks)
 
 # %% ../nbs/13a_benchmarks_tokens.ipynb #bcf5fe91
@@ -97,7 +98,7 @@ def singly(
     "`function` of each member of a batch by itself, as the published procedure has it."
     return torch.cat([function(one) for one in x.split(1)])
 
-# %% ../nbs/13a_benchmarks_tokens.ipynb #dec0de01
+# %% ../nbs/13a_benchmarks_tokens.ipynb #71875a58
 @torch.inference_mode()
 def decode(
     tokenizer: VQModel,
@@ -106,7 +107,7 @@ def decode(
     "Images of codes."
     return tokenizer.decode(codes)
 
-# %% ../nbs/13a_benchmarks_tokens.ipynb #0a660301
+# %% ../nbs/13a_benchmarks_tokens.ipynb #2a276253
 def token_rows(
     tokenizer: VQModel,
     x: torch.Tensor,  # (B, C, H, W) in [-1, 1]
@@ -119,7 +120,7 @@ def token_rows(
             Row(f'decode {what}', {'chexmix': lambda: torch.cat([decode(tokenizer, part) for part in codes.split(at_once(c, x.device))]), 'as published': lambda: singly(lambda one: decode(tokenizer, one), codes)}),
             Row(f'search {len(flat)} vectors among {c.n_codes}', {'chexmix': lambda: nearest(flat, entries), 'as published': lambda: (flat.square().sum(1, keepdim=True) + entries.square().sum(1) - 2 * flat @ entries.T).argmin(1)})]
 
-# %% ../nbs/13a_benchmarks_tokens.ipynb #883e4e7e
+# %% ../nbs/13a_benchmarks_tokens.ipynb #20899e00
 def search_memory(
     images: int,           # whose vectors are searched at once
     grid: int,
@@ -128,13 +129,13 @@ def search_memory(
 ) -> dict[str, float]:  # MB above what stood before; ours, as published
     "Peak memory of finding the codes of a batch."
     ways = {'chexmix': 'nearest(v, e)', 'as published': '(v.square().sum(1, keepdim=True) + e.square().sum(1) - 2 * v @ e.T).argmin(1)'}
-    script = '''import torch; from chexmix.vqgan import nearest; from resource import getrusage, RUSAGE_SELF
-v, e = torch.rand({n}, {d}), torch.rand({k}, {d}); nearest(v[:64], e); before = getrusage(RUSAGE_SELF).ru_maxrss
-{way}; print((getrusage(RUSAGE_SELF).ru_maxrss - before) / 1024)'''
+    script = '''import torch; from chexmix.vqgan import nearest; from chexmix.released import memory
+v, e = torch.rand({n}, {d}), torch.rand({k}, {d}); nearest(v[:64], e); before = memory()[0]
+{way}; print(memory()[1] - before)'''
     calls = {name: script.format(n=images * grid**2, d=code_dim, k=n_codes, way=way) for name, way in ways.items()}
     return {name: float(subprocess.run([sys.executable, '-c', call], check=True, capture_output=True, text=True).stdout) for name, call in calls.items()}
 
-# %% ../nbs/13a_benchmarks_tokens.ipynb #49de57fd
+# %% ../nbs/13a_benchmarks_tokens.ipynb #6f785239
 def random_rows(
     n: int,
     layout: Layout,
@@ -147,7 +148,7 @@ def random_rows(
     return Dataset.from_dict(dict(words, text=['No pleural effusion or pneumothorax. ' * 10] * n, text_ids=draw.integers(0, layout.n_text, (n, text_ids), 'uint16'), cut=np.zeros(n, bool),
                                   codes=draw.integers(0, layout.n_codes, (n, layout.n_image), 'uint16'), labels=np.zeros((n, len(FINDINGS)), 'float32')), features=store_features(layout))
 
-# %% ../nbs/13a_benchmarks_tokens.ipynb #53f6e6d3
+# %% ../nbs/13a_benchmarks_tokens.ipynb #c12ff71e
 def write_random_store(
     folder: Path,
     n: int,            # studies
@@ -162,7 +163,7 @@ def write_random_store(
         busy += time.process_time() - begin
     return busy, sum(p.stat().st_size for p in folder.glob('part-*')) / n
 
-# %% ../nbs/13a_benchmarks_tokens.ipynb #c5ea29dc
+# %% ../nbs/13a_benchmarks_tokens.ipynb #62830298
 def reading_cost(
     folder: Path,  # of a store
     reads: int,

@@ -111,7 +111,7 @@ def team_speed(
     folder: Path,    # of the run
     processes: int,
     few: int = 16,   # steps; the start is left out by the difference of two trainings
-    many: int = 48,
+    many: int = 112,
 ) -> float:
     "Steps a second of a team on this machine."
     took = []

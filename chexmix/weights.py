@@ -35,7 +35,7 @@ def training_commands(
 LIMITS = (
     'Never for clinical use: not a medical device, not tested on people, and no answer says anything about a patient.',
     'Trained on drawings of chests with sentences made by rules. A real radiograph gets an answer, too: it is about the drawing that it resembles most.',
-    'Minutes of training on two CPU cores. What a baseline does better stands in the table; most reports are one of a few sentences.',
+    'Less than two hours of training on two CPU cores. What a baseline does better stands in the table; most reports are one of a few sentences, and none of them depends on the image yet.',
     'Probabilities of findings are not calibrated.')
 
 # %% ../nbs/12b_weights.ipynb #01edbc50
