@@ -262,7 +262,7 @@ def audit(args) -> int:
 
 # %% ../nbs/14_cli.ipynb #9831e231
 DEMO = (  # notebook, its own parameters, seconds expected at preset small on two CPU cores
-    ('03_tokenizer', {}, 310), ('05_pretrain', {'stage': 1}, 70), ('05_pretrain', {'stage': 2}, 70), ('06_classify', {}, 60), ('07_inpaint', {}, 35),
+    ('03_tokenizer', {}, 310), ('05_pretrain', {'stage': 1}, 70), ('05_pretrain', {'stage': 2}, 70), ('06_classify', {}, 60), ('07_inpaint', {}, 75),
     ('08_report', {}, 25), ('09_retrieve', {}, 25), ('10_baselines', {}, 55), ('11_results', {}, 15))
 
 # %% ../nbs/14_cli.ipynb #4bd1f46e

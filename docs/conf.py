@@ -30,8 +30,9 @@ suppress_warnings = ['mystnb.unknown_mime_type']
 def plain(
     text: str,  # as written in a docstring or a comment
 ) -> str:
-    "Text whose only markup is the backtick."
-    return '`'.join(re.sub(r'([|*_\\])', r'\\\1', part) if i % 2 == 0 else part for i, part in enumerate(text.split('`')))
+    "Text whose only markup is the backtick; a letter may follow a closing one."
+    parts = [re.sub(r'([|*_\\])', r'\\\1', part) if i % 2 == 0 else part for i, part in enumerate(text.split('`'))]
+    return '`'.join('\\ ' + part if i and i % 2 == 0 and part[:1].isalnum() else part for i, part in enumerate(parts))
 
 
 def describe_parameters(app, what, name, obj, options, lines):

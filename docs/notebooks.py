@@ -53,13 +53,14 @@ def source(
     names = [p.stem for p in sorted((root/'nbs').glob('[0-9]*.ipynb'))]
     for name in names: nbformat.write(shown(root/'nbs'/f'{name}.ipynb'), folder/'notebooks'/f'{name}.ipynb')
     toctree = lambda caption, pages: f'\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(pages) + '\n```\n'
-    index = readme().replace('](nbs/', '](notebooks/').replace('](CONTRIBUTING.md', '](contributing.md')
+    index = readme().replace('](nbs/', '](notebooks/').replace('](CONTRIBUTING.md', '](contributing.md').replace('](chexmix/bundled/README.md', '](card.md')
     for link in re.findall(r'\]\((results/[^)#\s]+)', index):
         (folder/link).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root/link, folder/link)
-    index += toctree('Notebooks', [f'notebooks/{n}' for n in names]) + toctree('API', [f'api/{m}' for m in modules()]) + toctree('Project', ['contributing'])
+    index += toctree('Notebooks', [f'notebooks/{n}' for n in names]) + toctree('API', [f'api/{m}' for m in modules()]) + toctree('Project', ['contributing', 'card'])
     (folder/'index.md').write_text(index, encoding='utf-8')
     shutil.copy(root/'CONTRIBUTING.md', folder/'contributing.md')
+    shutil.copy(root/'chexmix'/'bundled'/'README.md', folder/'card.md')  # of the weights in the package
     for m in modules():
         title = f'chexmix.{m}'
         (folder/'api'/f'{m}.rst').write_text(f'{title}\n{"=" * len(title)}\n\n.. automodule:: {title}\n   :members:\n', encoding='utf-8')
