@@ -18,7 +18,7 @@ from .core import Record, Settings, UserError, atomic, content_hash, open_run, p
 from .inpaint import Holes, inpaint_holes, score_inpaint
 from .pretrain import load_model, pretrain
 from .report import report_studies, score_report, write_reports
-from .tokenizer import Processor, open_studies
+from .tokenizer import open_studies
 
 # %% ../nbs/10b_ablation.ipynb #eb510084
 VARIANTS = {  # name → fields of `Stage` that differ in stage 2
