@@ -7,6 +7,7 @@ __all__ = ['our_loop', 'bare_loop', 'plain_loop', 'studied_ids', 'step_cost', 't
 
 # %% ../nbs/13b_benchmarks_training.ipynb #93cc766f
 import shutil, tempfile, time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from transformers import PhiForCausalLM
 from .benchmarks import Row, measure, row_records
 from .core import Layout, Record, Settings, open_run, save_records
 from .model import causal_loss, new_model, select_targets, target_weights
-from .pretrain import Batches, Hide, Pretraining, Score, Stage, bfloat16, hide, launch, stage_settings
+from .pretrain import Batches, Hide, Pretraining, Score, Stage, hide, launch, stage_settings
 from .tokenizer import collate, open_store, Processor, split_rows
-from .training import batch_indices, decay_groups, fit, join_team
+from .training import batch_indices, bfloat16, decay_groups, fit, join_team, mix_precision
 
 # %% ../nbs/13b_benchmarks_training.ipynb #c7c55b48
 def our_loop(
@@ -32,7 +33,7 @@ def our_loop(
     work = Path(tempfile.mkdtemp())
     model = Pretraining(new_model(s, layout, c.seed).train(), c.image_weight, c.text_weight)
     fit(model, Batches(store, c, layout, join_team()), lambda out, _: out, c.steps, work, lr=c.lr, seed=c.seed, weight_decay=.1, log_every=c.steps, callbacks=[Hide(c, layout), Score(c, layout)],
-        checkpoint_seconds=float('inf'), bf16=bfloat16(join_team()))
+        checkpoint_seconds=float('inf'))
     shutil.rmtree(work)
 
 # %% ../nbs/13b_benchmarks_training.ipynb #d8a62f45
@@ -51,7 +52,7 @@ def bare_loop(
         seen, mask = hide(ids, c, layout, step)
         targets = select_targets(ids, mask, layout, c.image_targets, c.text_targets)
         total = target_weights(targets, layout, c.image_weight, c.text_weight).sum()
-        with torch.autocast(team.device.type, torch.bfloat16, enabled=bfloat16(team)): loss, _ = model(*(x.to(team.device) for x in (seen, attention, targets)), total.to(team.device))
+        with mix_precision(lm, team.device) if bfloat16(team.device) else nullcontext(): loss, _ = model(*(x.to(team.device) for x in (seen, attention, targets)), total.to(team.device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
         optimizer.step(); optimizer.zero_grad()
@@ -71,7 +72,7 @@ def plain_loop(
     for step in range(c.steps):
         ids = collate([rows[i] for i in batch_indices(len(rows), c.batch, step, c.seed).tolist()], layout)['input_ids']
         attention, seen = (ids != layout.pad).long(), hide(ids, c, layout, step)[0]
-        with torch.autocast(team.device.type, torch.bfloat16, enabled=bfloat16(team)): loss = lm(input_ids=seen.to(team.device), attention_mask=attention.to(team.device), labels=ids.masked_fill(attention == 0, -100).to(team.device)).loss
+        with torch.autocast(team.device.type, torch.bfloat16, enabled=bfloat16(team.device)): loss = lm(input_ids=seen.to(team.device), attention_mask=attention.to(team.device), labels=ids.masked_fill(attention == 0, -100).to(team.device)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.)
         optimizer.step(); optimizer.zero_grad()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHOICES', 'Stage', 'stage_settings', 'hide', 'check_store', 'as_batch', 'Batches', 'drawing_processor',
            'fresh_window', 'FreshBatches', 'Hide', 'Score', 'Pretraining', 'validator', 'draw_panel', 'Panel',
-           'environment', 'bfloat16', 'model_card', 'start_weights', 'save_stage', 'pretrain', 'load_model',
-           'command_line', 'main', 'launch', 'show_log']
+           'environment', 'model_card', 'start_weights', 'save_stage', 'pretrain', 'load_model', 'command_line', 'main',
+           'launch', 'show_log']
 
 # %% ../nbs/05_pretrain.ipynb #c4a464f4
 import argparse, itertools, json, os, platform, shutil, subprocess, sys, textwrap
@@ -28,7 +28,7 @@ from .model import (ChexmixForCausalLM, causal_loss, draw_ratios, fill_image, fr
                            start_from_codebook, study_masks, target_weights, text_first)
 from .phantom import draw_study, in_processes, study_row
 from .tokenizer import Processor, collate, open_store, split_rows
-from .training import Callback, Team, bucketed_indices, fit, join_team
+from .training import Callback, Team, bfloat16, bucketed_indices, fit, join_team
 
 # %% ../nbs/05_pretrain.ipynb #8a0ae778
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Stage:
     code_spread: float = .12     # standard deviation of a new model's code rows, which start from the image tokenizer's codebook; 0 = random rows
     window: int = 16      # batches whose studies are sorted by length
     fresh: bool = False   # synthetic runs: every step learns from studies that are drawn for it
+    precision: str = ''   # float32 or bfloat16 (products alone); '' = bfloat16 where the device has units for it
 
 # %% ../nbs/05_pretrain.ipynb #8b76daaa
 def stage_settings(
@@ -80,7 +81,7 @@ def stage_settings(
     if c.start and c.text_model: raise UserError(f'a stage starts from {c.start} or from the text model {c.text_model}, not from both: leave one empty')
     return c
 
-CHOICES = dict(image_targets=('masked', 'visible', 'all'), text_targets=('masked', 'visible', 'all'), schedule=('fixed', 'uniform', 'cosine'), order=('image_text', 'text_image', 'both'))
+CHOICES = dict(image_targets=('masked', 'visible', 'all'), text_targets=('masked', 'visible', 'all'), schedule=('fixed', 'uniform', 'cosine'), order=('image_text', 'text_image', 'both'), precision=('', 'float32', 'bfloat16'))
 
 # %% ../nbs/05_pretrain.ipynb #4f658c04
 def hide(
@@ -280,7 +281,7 @@ def draw_panel(
     for axs, images, row, text in zip(axes, zip(true.masked_fill(cells, .5), filled, true), rows, texts):
         for ax, image in zip(axs, images): ax.imshow(image, cmap='gray', vmin=0, vmax=1)
         for ax in axs: ax.set(xticks=[], yticks=[])
-        written, given = (textwrap.shorten(t, 330, placeholder=' …') for t in (text, row['text']))
+        written, given = (textwrap.shorten(''.join(c if c.isprintable() else ' ' for c in t), 330, placeholder=' …') for t in (text, row['text']))
         axs[3].text(0, 1, '\n'.join(textwrap.wrap(f'written: {written}', 62) + [''] + textwrap.wrap(f'true: {given}', 62)), fontsize=6, va='top', parse_math=False); axs[3].set_axis_off()
     for ax, title in zip(axes[0], (f'{ratio:.0%} hidden', 'filled in', 'true codes')): ax.set_title(title, fontsize=8)
     if path:
@@ -298,16 +299,14 @@ class Panel(Callback):
         plt.close(draw_panel(getattr(self.model, 'module', self.model).lm, self.processor, self.rows, self.folder/f'step-{self.learn.done:08d}.png'))
 
 # %% ../nbs/05_pretrain.ipynb #666fafba
-def environment(team: Team) -> dict:
+def environment(
+    team: Team,
+    bf16: bool = False,  # does it compute products in bfloat16?
+) -> dict:
     "Versions, device and command, for the record."
     device = torch.cuda.get_device_name(team.device) if team.device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
     return dict(python=platform.python_version(), **{name: version(name) for name in ('torch', 'transformers', 'fastai', 'datasets', 'numpy')}, platform=platform.platform(),
-                device=device, processes=team.size, sharded=team.shard, bfloat16=bfloat16(team), command=' '.join(sys.argv))
-
-# %% ../nbs/05_pretrain.ipynb #4338589a
-def bfloat16(team: Team) -> bool:
-    "Whether the device computes in bfloat16; the CPU does not (two cores were slower with it)."
-    return team.device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+                device=device, processes=team.size, sharded=team.shard, bfloat16=bf16, command=' '.join(sys.argv))
 
 # %% ../nbs/05_pretrain.ipynb #80a23281
 def model_card(
@@ -403,12 +402,13 @@ def pretrain(
     batches = FreshBatches(folder/'processor', s, c, processor.layout, team) if c.fresh else Batches(train, c, processor.layout, team)
     model = Pretraining(start_weights(folder, s, c, processor), c.image_weight, c.text_weight)
     if recompute: model.lm.gradient_checkpointing_enable()
-    if not team.rank: write_json(logs/'environment.json', environment(team) | dict(data=data))
+    bf16 = bfloat16(team.device) if not c.precision else c.precision == 'bfloat16'
+    if not team.rank: write_json(logs/'environment.json', environment(team, bf16) | dict(data=data))
     shown = Panel(max(1, c.steps // max(1, panels)), processor, [valid[i] for i in range(min(3, len(valid)))] if panels else [], logs/'panels')
     try:
         log = fit(model, batches, lambda out, _: out, c.steps, target/'training', lr=c.lr, seed=c.seed, weight_decay=.1, log_every=max(1, c.steps // 10), what=target.name,
                   validate=validator(valid, processor.layout, c) if len(valid) else None, callbacks=[Hide(c, processor.layout), Score(c, processor.layout), shown],
-                  checkpoint_seconds=checkpoint_seconds, team=team, n_parts=n_parts, bf16=bfloat16(team), identity=dict(settings=asdict(c), data=data['hash']), log_path=logs.with_suffix('.csv'))
+                  checkpoint_seconds=checkpoint_seconds, team=team, n_parts=n_parts, bf16=bf16, identity=dict(settings=asdict(c), data=data['hash']), log_path=logs.with_suffix('.csv'))
     finally: batches.close()
     save_stage(target, model, processor, team, model_card(c, data, log))
     return target

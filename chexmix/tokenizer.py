@@ -121,10 +121,9 @@ class TokenizerTraining(torch.nn.Module):
         if discriminator: discriminator.requires_grad_(False)  # its own optimizer trains it
 
     def forward(self, x):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
-            if self.quantized: return self.tokenizer(x)
-            t = self.tokenizer
-            return t.decoder(t.post_quant_conv(t.features(x))), x.new_zeros(()), None
+        if self.quantized: return self.tokenizer(x)
+        t = self.tokenizer
+        return t.decoder(t.post_quant_conv(t.features(x))), x.new_zeros(()), x.new_zeros(0)  # no codes yet
 
 # %% ../nbs/03_tokenizer.ipynb #87a3e76d
 class TokenizerLoss:

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WHOLE', 'batch_indices', 'bucketed_indices', 'StepLoader', 'Team', 'join_team', 'learning_rate', 'StepState',
            'StopNonFinite', 'training_state', 'checkpoints', 'checksum', 'write_checkpoint', 'read_checkpoint',
-           'Checkpoint', 'Log', 'StepLearner', 'last_part', 'Distribute', 'decay_groups', 'resume', 'fit']
+           'Checkpoint', 'Log', 'bfloat16', 'attention_in_float32', 'mix_precision', 'StepLearner', 'last_part',
+           'Distribute', 'decay_groups', 'resume', 'fit']
 
 # %% ../nbs/00a_training.ipynb #85c6d072
 import warnings
@@ -26,10 +27,14 @@ from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import to_float
 from tensorboardX import SummaryWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from .core import UserError, atomic, default_device, progress, rng
 
@@ -264,6 +269,33 @@ class Log(Callback):
         self.bar.close()
         if self.board: self.board.close()
 
+# %% ../nbs/00a_training.ipynb #263be67c
+def bfloat16(
+    device: torch.device,
+) -> bool:
+    "Whether `device` has units for products in bfloat16."
+    if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == 'cpu' and getattr(torch.cpu, 'get_capabilities', dict)().get('amx_bf16', False)
+
+# %% ../nbs/00a_training.ipynb #7cbb44bf
+def attention_in_float32(module, query, key, value, attention_mask, **kwargs):
+    "transformers' attention by torch's kernel, in float32 under autocast. Queries, keys and values (B, heads, T, D/heads) → (B, T, heads, D/heads)."
+    with torch.autocast(query.device.type, enabled=False): return sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+
+AttentionInterface.register('sdpa_in_float32', attention_in_float32)
+AttentionMaskInterface.register('sdpa_in_float32', sdpa_mask)
+
+# %% ../nbs/00a_training.ipynb #ce7570ba
+def mix_precision(
+    model: torch.nn.Module,  # from now on its attention is in float32 on a CPU
+    device: torch.device,
+):
+    "A context in which `model` computes its products in bfloat16."
+    if device.type == 'cpu':
+        for network in model.modules():
+            if isinstance(network, PreTrainedModel): network.set_attn_implementation('sdpa_in_float32')
+    return torch.autocast(device.type, torch.bfloat16)
+
 # %% ../nbs/00a_training.ipynb #dc45fc66
 class StepLearner(Learner):
     "A Learner whose batch is one optimizer step, computed in `n_parts`."
@@ -274,10 +306,10 @@ class StepLearner(Learner):
         for part in range(self.n_parts):
             self.xb = tuple(x.tensor_split(self.n_parts)[part] if torch.is_tensor(x) and x.ndim else x for x in whole)
             if self.n_parts > 1 or self.team.size > 1: last_part(self.model, part + 1 == self.n_parts)
-            with self.precision:
-                self.pred = self.model(*self.xb)
-                self('after_pred')
-                self.loss_grad = self.loss_func(self.pred, *self.yb)
+            with self.precision: self.pred = self.model(*self.xb)
+            self.pred = to_float(self.pred)  # losses are in float32
+            self('after_pred')
+            self.loss_grad = self.loss_func(self.pred, *self.yb)
             self('after_loss')
             losses.append(self.loss_grad.detach())
             self._with_events(self._backward, 'backward', CancelBackwardException)
@@ -356,12 +388,13 @@ def fit(
     checkpoint_seconds: float = 60.,
     team: Team | None = None,  # None = alone
     n_parts: int = 1,     # pieces a step is computed in
-    bf16: bool = False,   # mixed precision
+    bf16: bool | None = None,  # mixed precision; None = where the device has units for it
     identity: dict | None = None,  # what the run is, as JSON can hold it; kept in checkpoints
     log_path: Path | None = None,  # a CSV file that is renewed with each row
 ) -> pd.DataFrame:  # the log, a row every `log_every` steps
     "Train `model` for `n_steps`, or go on where an earlier call in `folder` was stopped. Raises `UserError` on a non-finite loss."
     folder, team = Path(folder), team or Team(0, 1, default_device())
+    bf16 = bfloat16(team.device) if bf16 is None else bf16
     def loss_and_parts(prediction, target):
         loss, learn.parts = loss_func(prediction, target)
         return loss
@@ -369,7 +402,7 @@ def fit(
                     splitter=decay_groups, default_cbs=False, cbs=[Distribute(team, bf16), TrainEvalCallback(), StepState(n_steps, lr, seed, team.rank), StopNonFinite(folder), GradientClip(clip),
                     Log(log_every, n_steps, what, validate, log_path), Checkpoint(folder, checkpoint_seconds), *callbacks])
     learn.n_parts = n_parts
-    if bf16: learn.precision = torch.autocast(team.device.type, torch.bfloat16)
+    if bf16: learn.precision = mix_precision(model, team.device)
     resume(learn, folder, identity or {})
     learn.dls = DataLoaders(StepLoader(batch_at, learn.done, n_steps), [])
     learn.opt.set_hyper('wd', [weight_decay, 0.])
