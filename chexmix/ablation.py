@@ -7,22 +7,23 @@ __all__ = ['VARIANTS', 'MEASURES', 'chosen_variants', 'train_variant', 'judge_mo
            'variant_table']
 
 # %% ../nbs/10b_ablation.ipynb #f7cecc97
+from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from datasets import Dataset
 
-from .baselines import code_features
+from .baselines import code_features, code_vectors
 from .classify import Cohort, cohorts, model_features, score_system
-from .core import Record, Settings, UserError, atomic, content_hash, open_run, progress, save_records
+from .core import Record, Settings, UserError, atomic, content_hash, open_run, progress, read_json, save_records, write_json
 from .inpaint import Holes, inpaint_holes, score_inpaint
 from .pretrain import load_model, pretrain
 from .report import report_studies, score_report, write_reports
-from .tokenizer import open_studies
+from .tokenizer import Processor, open_studies
 
 # %% ../nbs/10b_ablation.ipynb #eb510084
-VARIANTS = {  # name → fields of `Stage` that differ in stage 2
-    'default': {}, 'stage 1 only': {}, 'stage 2 only': {},
+VARIANTS = {  # name → fields of `Stage` that differ in stage 2; `only`: the one stage there is
+    'default': {}, 'stage 1 only': dict(only=1), 'stage 2 only': dict(only=2), 'stage 1 only with the rotary of Phi-2': dict(only=1, rotary='phi'),
     'image targets masked': dict(image_targets='masked'), 'image targets visible': dict(image_targets='visible'),
     'text targets masked': dict(text_targets='masked'), 'both targets masked': dict(image_targets='masked', text_targets='masked'),
     'fixed ratio': dict(schedule='fixed'), 'cosine schedule': dict(schedule='cosine'),
@@ -45,16 +46,17 @@ def train_variant(
     folder: Path,    # of the run
     s: Settings,
     variant: str,    # a name in `VARIANTS`
-    steps: int,      # of each stage
+    steps: int,      # of stage 2
     seed: int = 0,
+    first: int = 0,  # steps of stage 1; 0 = as many
 ) -> str:            # the folder of the last stage in the run
     "Train the stages of a variant, or find them trained."
-    place = f'ablation-{steps}-{seed}'
-    name, how = f'{place}-{variant.replace(" ", "-")}', dict(seed=seed, panels=0)
-    if variant == 'stage 1 only': return pretrain(folder, s, 1, name, steps=2 * steps, **how).name
-    if variant == 'stage 2 only': return pretrain(folder, s, 2, name, steps=2 * steps, start='', **how).name
-    first = pretrain(folder, s, 1, place, steps=steps, **how).name
-    return pretrain(folder, s, 2, name, steps=steps, start=first, **how, **VARIANTS[variant]).name
+    first, how = first or steps, dict(seed=seed, panels=0)
+    name = f'ablation-{first}-{steps}-{seed}-{variant.replace(" ", "-")}'
+    fields = dict(VARIANTS[variant])
+    if only := fields.pop('only', 0): return pretrain(folder, s, only, name, steps=first + steps, start='', **how, **fields).name
+    start = pretrain(folder, s, 1, f'ablation-{first}-{seed}', steps=first, **how).name
+    return pretrain(folder, s, 2, name, steps=steps, start=start, **how, **fields).name
 
 # %% ../nbs/10b_ablation.ipynb #16ef56ba
 def judge_model(
@@ -85,8 +87,9 @@ def measures(
 ) -> pd.DataFrame:  # one row a model: variant, steps, trained, and a column a measure; 'AUROC 0%, layer 0' and the best layer beside
     "The few numbers by which models are compared."
     rows = []
-    for key in dict.fromkeys((r.model, r.detail['steps'], r.detail['trained']) for r in records):
-        own = [r for r in records if (r.model, r.detail['steps'], r.detail['trained']) == key]
+    mark = lambda r: (r.model, r.detail['steps'], r.detail['trained'], r.detail['first'])
+    for key in dict.fromkeys(map(mark, records)):
+        own = [r for r in records if mark(r) == key]
         find = lambda wanted: next((r for r in own if r.metric == wanted['metric'] and all(r.detail.get(k) == v for k, v in wanted.items() if k != 'metric')), None)
         best, layer0 = (next((r for r in own if r.metric == 'AUROC macro' and r.detail['ratio'] == 0 and r.detail[k] == v), None) for k, v in (('chosen', True), ('layer', 0)))
         values = {column: found.value for column, wanted in MEASURES.items() if (found := find(wanted))}
@@ -97,17 +100,21 @@ def measures(
 def ablate(
     folder: Path,               # of the run
     s: Settings,
-    wanted: list[tuple],        # (variant, steps, seed)
+    wanted: list[tuple],        # (variant, steps of stage 2, seed, steps of stage 1)
     groups: dict[str, Cohort],
     holes: Holes,
     rows: Dataset,
     ratios: tuple,
 ) -> list[Record]:
-    "Train and judge variants, one after the other; what is trained already is only judged."
+    "Train and judge variants, one after the other; what is trained and judged already is read."
     records = []
-    for variant, steps, seed in progress(wanted, 'variants'):
-        name = train_variant(folder, s, variant, steps, seed)
-        records += judge_model(folder, name, groups, holes, rows, ratios, variant=variant, steps=steps, trained=seed)
+    for variant, steps, seed, first in progress(wanted, 'variants'):
+        name = train_variant(folder, s, variant, steps, seed, first)
+        kept, by = folder/'ablation'/f'{name}.json', dict(weights=content_hash(folder/name/'model.safetensors'), studies=[*map(len, groups.values()), len(holes.codes), len(rows)], ratios=list(ratios))
+        if not kept.exists() or read_json(kept)['by'] != by:
+            found = judge_model(folder, name, groups, holes, rows, ratios, variant=variant, steps=steps, first=first or steps, trained=seed)
+            write_json(kept, dict(by=by, records=[asdict(r) for r in found]))
+        records += [Record(**{k: np.nan if v is None else v for k, v in r.items()}) for r in read_json(kept)['records']]
     return records
 
 # %% ../nbs/10b_ablation.ipynb #4d6adb49

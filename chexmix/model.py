@@ -124,12 +124,14 @@ def new_model(
     settings: Settings,
     layout: Layout,
     seed: int = 0,
+    rotary: str = 'context',  # or phi
     **config,            # other fields of `ChexmixConfig`, for example resid_pdrop=0.
 ) -> ChexmixForCausalLM: # in training mode, on the CPU
     "A randomly initialised model. Raises `UserError` where the width does not divide by the heads."
     if settings.width % settings.heads: raise UserError(f'width {settings.width} does not divide by {settings.heads} heads: choose a multiple')
     sizes = dict(hidden_size=settings.width, intermediate_size=settings.mlp, num_hidden_layers=settings.layers,
                  num_attention_heads=settings.heads, max_position_embeddings=settings.context)
+    if rotary == 'context': sizes['rope_parameters'] = dict(rope_type='default', rope_theta=settings.context / 2, partial_rotary_factor=.5)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.set_state(rng(seed, 'weights').get_state())
         return ChexmixForCausalLM(ChexmixConfig(**asdict(layout), **sizes, **config)).train()

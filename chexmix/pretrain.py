@@ -57,6 +57,7 @@ class Stage:
     code_spread: float = .12     # standard deviation of a new model's code rows, which start from the image tokenizer's codebook; 0 = random rows
     window: int = 16      # batches whose studies are sorted by length
     fresh: bool = False   # synthetic runs: every step learns from studies that are drawn for it
+    rotary: str = 'context'      # of a new model: context, or phi as Phi-2 has it
     precision: str = ''   # float32 or bfloat16 (products alone); '' = bfloat16 where the device has units for it
 
 # %% ../nbs/05_pretrain.ipynb #8b76daaa
@@ -81,7 +82,7 @@ def stage_settings(
     if c.start and c.text_model: raise UserError(f'a stage starts from {c.start} or from the text model {c.text_model}, not from both: leave one empty')
     return c
 
-CHOICES = dict(image_targets=('masked', 'visible', 'all'), text_targets=('masked', 'visible', 'all'), schedule=('fixed', 'uniform', 'cosine'), order=('image_text', 'text_image', 'both'), precision=('', 'float32', 'bfloat16'))
+CHOICES = dict(image_targets=('masked', 'visible', 'all'), text_targets=('masked', 'visible', 'all'), schedule=('fixed', 'uniform', 'cosine'), order=('image_text', 'text_image', 'both'), rotary=('context', 'phi'), precision=('', 'float32', 'bfloat16'))
 
 # %% ../nbs/05_pretrain.ipynb #4f658c04
 def hide(
@@ -351,7 +352,7 @@ def start_weights(
     if c.text_model: lm = from_text_model(c.text_model, layout, c.seed)
     elif c.start: lm = load_model(folder, c.start)[0]
     else:
-        lm = new_model(s, layout, c.seed)
+        lm = new_model(s, layout, c.seed, c.rotary)
         if c.code_spread: start_from_codebook(lm, processor.image_tokenizer.quantize.embedding.weight.detach(), c.code_spread, c.seed)
     if lm.config.layout != layout: raise UserError(f'the weights in {c.start} are of another layout ({lm.config.layout}), the processor of this run says {layout}: start from weights of this run')
     lm.config.both_ways, lm.config.resid_pdrop = c.both_ways, c.dropout
