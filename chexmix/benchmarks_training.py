@@ -28,12 +28,13 @@ def our_loop(
     s: Settings,
     c: Stage,
     layout: Layout,
+    bf16: bool | None = None,  # as `fit` takes it
 ):
     "`c.steps` steps through `fit`, as `pretrain` does them."
     work = Path(tempfile.mkdtemp())
     model = Pretraining(new_model(s, layout, c.seed).train(), c.image_weight, c.text_weight)
     fit(model, Batches(store, c, layout, join_team()), lambda out, _: out, c.steps, work, lr=c.lr, seed=c.seed, weight_decay=.1, log_every=c.steps, callbacks=[Hide(c, layout), Score(c, layout)],
-        checkpoint_seconds=float('inf'))
+        checkpoint_seconds=float('inf'), bf16=bf16)
     shutil.rmtree(work)
 
 # %% ../nbs/13b_benchmarks_training.ipynb #d8a62f45
@@ -97,12 +98,14 @@ def step_cost(
     steps: int = 4,
 ) -> float:
     "Microseconds of the processor for one id of a training step, of random sequences; the fastest step."
-    lm, took = new_model(s, layout, 0).train(), []
+    lm, took, device = new_model(s, layout, 0).train(), [], torch.device('cpu')
+    precision = mix_precision(lm, device) if bfloat16(device) else nullcontext()
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(layout.n_text, (batch, length), generator=torch.Generator().manual_seed(0))
     for _ in range(steps):
         start = time.process_time()
-        causal_loss(lm, ids, ids, torch.ones_like(ids))[0].backward()
+        with precision: loss = causal_loss(lm, ids, ids, torch.ones_like(ids))[0]
+        loss.backward()
         optimizer.step(); optimizer.zero_grad()
         took.append(time.process_time() - start)
     return 1e6 * min(took) / ids.numel()
