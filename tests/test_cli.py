@@ -49,8 +49,11 @@ def test_picture_out(verb, word, images, tiny_run, tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path/'many').iterdir()) == [f'a_{word}.png', f'c_{word}.png']
 
 
-def test_findings_of_an_image(images, tiny_run, capsys):
-    assert main(['classify', str(images/'c.dcm'), '--run', str(tiny_run)]) == 0
+def test_findings_of_an_image(images, tiny_run, tmp_path, capsys):
+    run = shutil.copytree(tiny_run, tmp_path/'run', ignore=shutil.ignore_patterns('classify'))
+    assert main(['classify', str(images/'c.dcm'), '--run', str(run)]) == 2 and 'no probe was fitted' in capsys.readouterr().err
+    assert main(['classify', '--run', str(run)]) == 0
+    assert main(['classify', str(images/'c.dcm'), '--run', str(run)]) == 0
     assert 'Pleural Effusion' in capsys.readouterr().out
 
 
