@@ -104,12 +104,12 @@ def through_codes(
 def same_bits(
     tokenizer: VQModel,
     images: torch.Tensor,  # (B, H, W) in [0, 1]
-    train: torch.Tensor,   # likewise, that PCA is fitted to
+    train: torch.Tensor,   # likewise; PCA is fitted to the first 4,000
 ) -> dict[str, torch.Tensor]:  # name → (B, H, W)
     "Images, and what codes, JPEG and PCA of patches make of them with the same bits."
     c = tokenizer.config
     bits = int(math.log2(c.n_codes))
-    pca = PatchPCA(patches(train, c.image_size // c.grid), bits)
+    pca = PatchPCA(patches(train[:4000], c.image_size // c.grid), bits)
     smaller = torch.from_numpy(np.stack([best_jpeg(i, bits * c.grid**2) for i in images.numpy()]))
     return {'original': images, 'codes': through_codes(tokenizer, images)[0], 'JPEG': smaller, 'PCA of patches': join(pca(patches(images, c.image_size // c.grid)), c.image_size).clamp(0, 1)}
 
@@ -224,8 +224,9 @@ def quality_records(
         for name, made in list(same_bits(tokenizer, images, train).items())[1:]:
             records += picture_records(name, made, images, patients, seed, **detail)
             records += finding_records(name, labels, original, judge_images(judge, made), patients, seed, **detail)
-        counts = torch.bincount(through_codes(tokenizer, torch.cat([images, train]))[1].flatten(), minlength=tokenizer.config.n_codes)
-        records += [Record('tokenizer quality', 'codes', metric, value, float('nan'), float('nan'), len(images) + len(train), seed, detail) for metric, value in zip(('codes used', 'perplexity'), code_usage(counts))]
+        looked_at = torch.cat([images, train[:2000]])
+        counts = torch.bincount(through_codes(tokenizer, looked_at)[1].flatten(), minlength=tokenizer.config.n_codes)
+        records += [Record('tokenizer quality', 'codes', metric, value, float('nan'), float('nan'), len(looked_at), seed, detail) for metric, value in zip(('codes used', 'perplexity'), code_usage(counts))]
     return records
 
 # %% ../nbs/06b_quality.ipynb #febedda8

@@ -28,6 +28,16 @@ def images(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope='module')
+def own_run(tiny_run, tmp_path_factory):
+    "A copy of the trained run into which no notebook writes meanwhile."
+    run = tmp_path_factory.mktemp('own')/'tiny'
+    run.mkdir()
+    for name in ('settings.json', 'manifest.csv', 'quarantine.csv'): shutil.copy(tiny_run/name, run)
+    for name in ('processor', 'image_tokenizer', 'store', 'stage1', 'stage2', 'logs'): shutil.copytree(tiny_run/name, run/name)
+    return run
+
+
 @pytest.mark.parametrize('name', ['a.png', 'b.jpg', 'c.dcm'])
 def test_report_of_each_format(name, images, tiny_run, capsys):
     assert main(['report', str(images/name), '--run', str(tiny_run)]) == 0
@@ -49,11 +59,10 @@ def test_picture_out(verb, word, images, tiny_run, tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path/'many').iterdir()) == [f'a_{word}.png', f'c_{word}.png']
 
 
-def test_findings_of_an_image(images, tiny_run, tmp_path, capsys):
-    run = shutil.copytree(tiny_run, tmp_path/'run', ignore=shutil.ignore_patterns('classify'))
-    assert main(['classify', str(images/'c.dcm'), '--run', str(run)]) == 2 and 'no probe was fitted' in capsys.readouterr().err
-    assert main(['classify', '--run', str(run)]) == 0
-    assert main(['classify', str(images/'c.dcm'), '--run', str(run)]) == 0
+def test_findings_of_an_image(images, own_run, capsys):
+    assert main(['classify', str(images/'c.dcm'), '--run', str(own_run)]) == 2 and 'no probe was fitted' in capsys.readouterr().err
+    assert main(['classify', '--run', str(own_run)]) == 0
+    assert main(['classify', str(images/'c.dcm'), '--run', str(own_run)]) == 0
     assert 'Pleural Effusion' in capsys.readouterr().out
 
 
@@ -154,17 +163,17 @@ MISTAKES = {  # name → (words after chexmix, what the line must name); {run} a
 
 
 @pytest.mark.parametrize('name', MISTAKES)
-def test_mistake_is_one_line_and_exit_code_2(name, images, tiny_run, tmp_path, capsys):
+def test_mistake_is_one_line_and_exit_code_2(name, images, own_run, tmp_path, capsys):
     words, named = MISTAKES[name]
     for kind, text in {'empty': 'path,text\n', 'columns': 'picture,text\na.png,x\n', 'unreadable': f'path,text\n{images}/broken.png,x\n'}.items():
         (tmp_path/kind).mkdir()
         words = words.replace(f'{{{kind}}}', table(tmp_path/kind, text))
-    before = sorted(p for p in tiny_run.rglob('*'))
-    try: code = main(words.format(run=tiny_run, tmp=tmp_path, images=images).split())
+    before = sorted(p for p in own_run.rglob('*'))
+    try: code = main(words.format(run=own_run, tmp=tmp_path, images=images).split())
     except SystemExit as e: code = e.code
     err = capsys.readouterr().err.strip()
     assert code == 2 and named in err.splitlines()[-1] and 'Traceback' not in err, err
-    assert not list(tmp_path.rglob('*.part')) and sorted(p for p in tiny_run.rglob('*')) == before
+    assert not list(tmp_path.rglob('*.part')) and sorted(p for p in own_run.rglob('*')) == before
 
 
 def test_no_room_on_disk(images, tiny_run, tmp_path):
