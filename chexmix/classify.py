@@ -144,7 +144,11 @@ def macro(
 ):
     "Mean of `measure` over findings, as a statistic for `interval`; in a draw without positives a finding is left out of the mean."
     each = [measure(y, s) for y, s in zip(labels.T, scores.T)]
-    return lambda weights: np.nanmean([statistic(weights) for statistic in each], 0)
+    def statistic(weights):
+        values = np.stack([one(weights) for one in each])  # (F, draws)
+        known = np.isfinite(values)
+        with np.errstate(invalid='ignore'): return np.where(known, values, 0).sum(0) / known.sum(0)
+    return statistic
 
 # %% ../nbs/06_classify.ipynb #146252c2
 @dataclass(frozen=True)
