@@ -252,7 +252,7 @@ class Log(Callback):
         row, self.learn.sums = dict(step=self.learn.done, lr=self.opt.hypers[0]['lr'], **{name: float(v) for name, v in mean.items()}), {}
         if self.validate is not None:
             self.model.eval()
-            with torch.no_grad(): row |= {f'valid_{k}': float(v) for k, v in self.validate(getattr(self.model, 'module', self.model)).items()}
+            with torch.no_grad(), self.learn.precision: row |= {f'valid_{k}': float(v) for k, v in self.validate(getattr(self.model, 'module', self.model)).items()}
             self.model.train()
         self.learn.log.append(row)
         self.bar.set_postfix_str(f'loss {row["loss"]:.3f}', refresh=False)

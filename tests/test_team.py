@@ -63,6 +63,16 @@ def test_two_processes_equal_one(alone, tmp_path, shard, more):
     assert model.config.layout == processor.layout
 
 
+@pytest.mark.parametrize('shard', (False, True))
+def test_two_processes_in_bfloat16(alone, tmp_path, shard):
+    "Both ways of sharing the work also train, save and reload in mixed precision, which no device decides here."
+    folder, changes = alone
+    name = f'rounded-{shard}'
+    assert together(folder, name, changes | dict(precision='bfloat16'), tmp_path/'log', shard) == [0, 0], (tmp_path/'log.0').read_text()
+    model, _ = pretraining.load_model(folder, name)
+    assert model.dtype == torch.float32 and all(torch.isfinite(p).all() for p in model.parameters())
+
+
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, monkeypatch):
     folder, changes = alone
     honest = pretraining.Batches.__call__
