@@ -9,6 +9,7 @@ __all__ = ['Row', 'measure', 'row_records', 'detector_pixels', 'write_dicom', 't
 
 # %% ../nbs/13_benchmarks.ipynb #b1300003
 import math, time
+from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -218,14 +219,13 @@ def reads_per_second(
 
 # %% ../nbs/13_benchmarks.ipynb #b130002a
 def peaks(
-    paths: list[Path],
-    size: int,
-    n: int,  # reads, at least 10
+    work,             # called with one item after the other
+    items: Sequence,  # at least 10
 ) -> tuple[float, float]:
-    "Peak memory of this process in MB, after a tenth of the reads and after all."
-    marks = []
-    for i in range(n):
-        read_radiograph(paths[i % len(paths)], size)
+    "Peak memory of this process in MB, after a tenth of the items and after all."
+    marks, n = [], len(items)
+    for i, item in enumerate(items):
+        work(item)
         if i + 1 in (n // 10, n): marks.append(memory()[1])
     return tuple(marks)
 

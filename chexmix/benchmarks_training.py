@@ -20,7 +20,7 @@ from .core import Layout, Record, Settings, open_run, save_records
 from .model import causal_loss, new_model, select_targets, target_weights
 from .pretrain import Batches, Hide, Pretraining, Score, Stage, hide, launch, stage_settings
 from .tokenizer import collate, open_store, Processor, split_rows
-from .training import batch_indices, bfloat16, decay_groups, fit, join_team, mix_precision
+from .training import MuonAdamW, batch_indices, bfloat16, fit, join_team, mix_precision, weight_groups
 
 # %% ../nbs/13b_benchmarks_training.ipynb #c7c55b48
 def our_loop(
@@ -47,7 +47,7 @@ def bare_loop(
     "The same arithmetic without a Learner."
     team, lm = join_team(), new_model(s, layout, c.seed).train()
     model, batches = Pretraining(lm.to(team.device), c.image_weight, c.text_weight), Batches(store, c, layout, team)
-    optimizer = torch.optim.AdamW([dict(params=p, weight_decay=w) for p, w in zip(decay_groups(model), (.1, 0.))], lr=c.lr, betas=(.9, .95), fused=True)
+    optimizer = MuonAdamW(weight_groups(model), c.lr, .1)
     for step in range(c.steps):
         ids, attention, *_ = batches(step)
         seen, mask = hide(ids, c, layout, step)

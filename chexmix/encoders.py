@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['vit_sizes', 'seeded', 'pixel_batch', 'train_part', 'MaskedAutoencoder', 'train_mae', 'hidden_share', 'mae_run',
-           'mae_features', 'mae_filling', 'new_clip', 'text_rows', 'Contrastive', 'train_clip', 'LateFusion', 'Words',
-           'train_fusion', 'fusion_inputs', 'fusion_features', 'fusion_reports', 'text_filling', 'evaluate_encoders']
+           'mae_features', 'mae_filling', 'new_clip', 'text_rows', 'Contrastive', 'train_clip', 'text_loss',
+           'LateFusion', 'Words', 'train_fusion', 'fusion_inputs', 'fusion_features', 'fusion_reports', 'text_filling',
+           'evaluate_encoders']
 
 # %% ../nbs/10a_encoders.ipynb #a69f2771
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import CLIPConfig, CLIPModel, LogitsProcessorList, ViTMAEConfi
 from .classify import cohorts, score_system
 from .core import Layout, Record, Settings, UserError, atomic, claim, content_hash, default_device, open_run, rng, save_records
 from .inpaint import Holes, cell_pixels, inpaint_holes, paste, score_filling, show_fillings
-from .model import ChexmixForCausalLM, OnlyIds, evaluating, generate_images, is_text, new_model, position_losses, study_masks
+from .model import ChexmixForCausalLM, OnlyIds, evaluating, generate_images, is_text, new_model, position_losses, report_ids, study_masks
 from .pretrain import load_model as trained, pretrain
 from .report import report_studies, score_report
 from .tokenizer import Processor, open_store, open_studies, read_images, split_rows
@@ -185,6 +186,15 @@ def train_clip(
     return train_part(folder/'clip', model, batch, steps, s.lr / 2, s.seed).clip
 
 # %% ../nbs/10a_encoders.ipynb #ca04b842
+def text_loss(
+    lm: ChexmixForCausalLM,
+    states: torch.Tensor,   # (B, T, D), last layer
+    targets: torch.Tensor,  # (B, T) ids; pads are not scored
+) -> torch.Tensor:
+    "Mean negative log-likelihood of the targets."
+    scored = targets != lm.config.layout.pad
+    return position_losses(lm, states[scored], targets[scored]).mean()
+
 class LateFusion(torch.nn.Module):
     "Patches of a frozen image encoder, projected to where the codes would stand in our sequence: pixels (B, 1, H, W) and text ids (B, T) to the loss of the text."
     def __init__(self, clip: CLIPModel, lm: ChexmixForCausalLM):
@@ -199,9 +209,7 @@ class LateFusion(torch.nn.Module):
 
     def forward(self, pixels, ids):
         states = self.lm.model(inputs_embeds=self.inputs(pixels, ids[:, :-1]), use_cache=False).last_hidden_state[:, -ids.shape[1] + 2:]  # (B, T-2, D)
-        targets = ids[:, 2:]  # ids begin with `I_e T_s`, which nothing has to predict
-        scored = targets != self.lm.config.layout.pad
-        return position_losses(self.lm, states[scored], targets[scored]).mean(), {}
+        return text_loss(self.lm, states, ids[:, 2:]), {}  # ids begin with `I_e T_s`, which nothing has to predict
 
 # %% ../nbs/10a_encoders.ipynb #d5527ccd
 class Words(torch.nn.Module):
@@ -211,9 +219,7 @@ class Words(torch.nn.Module):
         self.lm = lm
 
     def forward(self, ids):
-        states, targets = self.lm.model(ids[:, :-1], use_cache=False).last_hidden_state, ids[:, 1:]  # (B, T-1, D)
-        scored = targets != self.lm.config.layout.pad
-        return position_losses(self.lm, states[scored], targets[scored]).mean(), {}
+        return text_loss(self.lm, self.lm.model(ids[:, :-1], use_cache=False).last_hidden_state, ids[:, 1:]), {}
 
 # %% ../nbs/10a_encoders.ipynb #b1ce52cc
 def train_fusion(
@@ -276,8 +282,7 @@ def fusion_reports(
 ) -> list[str]:
     "Greedy reports; only text can be written."
     layout, room = processor.layout, model.lm.config.max_position_embeddings - processor.layout.n_image - 3
-    closing, vocabulary = [layout.image_start, layout.text_start], torch.arange(layout.n_ids)
-    allowed = is_text(vocabulary, layout) | torch.isin(vocabulary, torch.tensor(closing))
+    closing, allowed = report_ids(layout)
     embeds = fusion_inputs(model, images, mask, mean_image)
     with evaluating(model):
         ids = model.lm.generate(inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device), do_sample=False, max_new_tokens=min(max_new_tokens, room),

@@ -7,8 +7,8 @@ __all__ = ['VOCABULARY', 'rotary_share', 'ChexmixConfig', 'both_ways_mask', 'Che
            'fingerprint', 'from_text_model', 'image_rows', 'start_from_codebook', 'is_text', 'text_first', 'draw_mask',
            'mask_tokens', 'draw_ratios', 'study_masks', 'select_targets', 'position_losses', 'attention_inputs',
            'target_weights', 'causal_loss', 'evaluating', 'image_prompt', 'hidden_states_at_image', 'region_means',
-           'image_means', 'embed', 'OnlyIds', 'ReservedLayer', 'read_prompts', 'greedy_ids', 'generate_reports',
-           'choose', 'guided', 'fill_in_rounds', 'fill_image', 'generate_images', 'read_image',
+           'image_means', 'embed', 'OnlyIds', 'ReservedLayer', 'read_prompts', 'report_ids', 'greedy_ids',
+           'generate_reports', 'choose', 'guided', 'fill_in_rounds', 'fill_image', 'generate_images', 'read_image',
            'text_log_likelihood_after', 'text_log_likelihood', 'score_texts']
 
 # %% ../nbs/04_model.ipynb #16af2629
@@ -471,6 +471,14 @@ def read_prompts(
     for layer in cache.layers: layer.go_on(slice(None), ids.shape[1])
     return torch.cat(states), cache
 
+# %% ../nbs/04_model.ipynb #0a70aa02
+def report_ids(
+    layout: Layout,
+) -> tuple[list[int], torch.Tensor]:  # (V,) bool
+    "The ids that end a report, and which ids it may hold, those included."
+    closing, vocabulary = [layout.image_start, layout.text_start], torch.arange(layout.n_ids)
+    return closing, is_text(vocabulary, layout) | torch.isin(vocabulary, torch.tensor(closing))
+
 # %% ../nbs/04_model.ipynb #3a819694
 def greedy_ids(
     model: PhiForCausalLM,
@@ -508,9 +516,8 @@ def generate_reports(
     ids = image_prompt(model, codes, mask, layout.image_end, layout.text_start)
     room = model.config.max_position_embeddings - ids.shape[1]
     if room < 1: raise UserError(f'a context of {model.config.max_position_embeddings} ids leaves no room for text after an image of {ids.shape[1]}: choose a longer context')
-    closing, new = [layout.image_start, layout.text_start], min(max_new_tokens, room)
-    vocabulary, least = torch.arange(layout.n_ids), min(min_new_tokens, new)
-    allowed = is_text(vocabulary, layout) | torch.isin(vocabulary, torch.tensor(closing))
+    (closing, allowed), new = report_ids(layout), min(max_new_tokens, room)
+    least = min(min_new_tokens, new)
     if generate_kwargs:
         options = dict(do_sample=False, max_new_tokens=new, min_new_tokens=least, eos_token_id=closing, pad_token_id=layout.pad,
                        attention_mask=torch.ones_like(ids), logits_processor=LogitsProcessorList([OnlyIds(allowed)]))

@@ -59,6 +59,7 @@ class Stage:
     fresh: bool = False   # synthetic runs: every step learns from studies that are drawn for it
     rotary: str = 'context'      # of a new model: context, or phi as Phi-2 has it
     precision: str = ''   # float32 or bfloat16 (products alone); '' = bfloat16 where the device has units for it
+    optimizer: str = 'muon'      # muon (matrices of the layers; the rest by AdamW) or adamw
 
 # %% ../nbs/05_pretrain.ipynb #8b76daaa
 def stage_settings(
@@ -82,7 +83,7 @@ def stage_settings(
     if c.start and c.text_model: raise UserError(f'a stage starts from {c.start} or from the text model {c.text_model}, not from both: leave one empty')
     return c
 
-CHOICES = dict(image_targets=('masked', 'visible', 'all'), text_targets=('masked', 'visible', 'all'), schedule=('fixed', 'uniform', 'cosine'), order=('image_text', 'text_image', 'both'), rotary=('context', 'phi'), precision=('', 'float32', 'bfloat16'))
+CHOICES = dict(image_targets=('masked', 'visible', 'all'), text_targets=('masked', 'visible', 'all'), schedule=('fixed', 'uniform', 'cosine'), order=('image_text', 'text_image', 'both'), rotary=('context', 'phi'), precision=('', 'float32', 'bfloat16'), optimizer=('muon', 'adamw'))
 
 # %% ../nbs/05_pretrain.ipynb #4f658c04
 def hide(
@@ -407,7 +408,7 @@ def pretrain(
     if not team.rank: write_json(logs/'environment.json', environment(team, bf16) | dict(data=data))
     shown = Panel(max(1, c.steps // max(1, panels)), processor, [valid[i] for i in range(min(3, len(valid)))] if panels else [], logs/'panels')
     try:
-        log = fit(model, batches, lambda out, _: out, c.steps, target/'training', lr=c.lr, seed=c.seed, weight_decay=.1, log_every=max(1, c.steps // 10), what=target.name,
+        log = fit(model, batches, lambda out, _: out, c.steps, target/'training', lr=c.lr, seed=c.seed, weight_decay=.1, muon=c.optimizer == 'muon', log_every=max(1, c.steps // 10), what=target.name,
                   validate=validator(valid, processor.layout, c) if len(valid) else None, callbacks=[Hide(c, processor.layout), Score(c, processor.layout), shown],
                   checkpoint_seconds=checkpoint_seconds, team=team, n_parts=n_parts, bf16=bf16, identity=dict(settings=asdict(c), data=data['hash']), log_path=logs.with_suffix('.csv'))
     finally: batches.close()

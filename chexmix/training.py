@@ -6,18 +6,17 @@
 __all__ = ['WHOLE', 'batch_indices', 'bucketed_indices', 'StepLoader', 'Team', 'join_team', 'learning_rate', 'StepState',
            'StopNonFinite', 'training_state', 'checkpoints', 'checksum', 'write_checkpoint', 'read_checkpoint',
            'Checkpoint', 'Log', 'bfloat16', 'attention_in_float32', 'mix_precision', 'StepLearner', 'last_part',
-           'Distribute', 'decay_groups', 'resume', 'fit']
+           'Distribute', 'weight_groups', 'MuonAdamW', 'resume', 'fit']
 
 # %% ../nbs/00a_training.ipynb #85c6d072
 import warnings
 warnings.filterwarnings('ignore', '.*torch.jit.script. is deprecated', FutureWarning)  # fastai's own decorator, at import
 
 # %% ../nbs/00a_training.ipynb #afb30faa
-import math, os, time, zlib
+import math, os, re, time, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -347,10 +346,34 @@ class Distribute(Callback):
             fully_shard(model, mp_policy=policy)
 
 # %% ../nbs/00a_training.ipynb #bde98058
-def decay_groups(model: torch.nn.Module) -> list[list]:
-    "Two groups of trainable parameters: matrices and kernels, which are decayed; vectors (norms, biases), which are not."
-    params = [p for p in model.parameters() if p.requires_grad]
-    return [[p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]]
+def weight_groups(model: torch.nn.Module) -> list[list]:
+    "Three groups of trainable parameters: matrices inside a transformer's layers; other matrices and kernels; vectors (norms, biases)."
+    groups = [], [], []
+    for name, p in model.named_parameters():
+        if p.requires_grad: groups[2 if p.ndim < 2 else 1 - (p.ndim == 2 and bool(re.search(r'layers?\.\d+\.', name)))].append(p)
+    return list(groups)
+
+class MuonAdamW(torch.optim.Optimizer):
+    "Muon for the first of three groups of weights, AdamW for the others. They have one state, which is kept and read as that of one optimizer."
+    def __init__(
+        self,
+        groups: list[list],  # of `weight_groups`
+        lr: float,
+        weight_decay: float = .01,  # of matrices and kernels
+        muon: bool = True,   # False: AdamW for all
+    ):
+        matrices, others, vectors = groups
+        if not muon: matrices, others = [], matrices + others
+        self.parts = [torch.optim.Muon(matrices, lr, weight_decay, adjust_lr_fn='match_rms_adamw')] if matrices else []
+        rest = [dict(params=p, weight_decay=w) for p, w in ((others, weight_decay), (vectors, 0.)) if p]
+        if rest: self.parts.append(torch.optim.AdamW(rest, lr, betas=(.9, .95), fused=True))
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+
+    def step(self, closure=None):
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.param_groups, part.state = [next(groups) for _ in part.param_groups], self.state
+            part.step()
 
 # %% ../nbs/00a_training.ipynb #4e05e89d
 def resume(
@@ -380,6 +403,7 @@ def fit(
     lr: float,            # peak learning rate
     seed: int = 0,
     weight_decay: float = .01,
+    muon: bool = True,    # matrices of transformer layers learn by Muon; False: all by AdamW
     clip: float = 1.,     # largest norm of all gradients together
     log_every: int = 50,  # steps
     validate=None,        # model → dict of numbers
@@ -398,14 +422,13 @@ def fit(
     def loss_and_parts(prediction, target):
         loss, learn.parts = loss_func(prediction, target)
         return loss
-    learn = StepLearner(DataLoaders([], []), model, loss_and_parts, partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True), betas=(.9, .95)),
-                    splitter=decay_groups, default_cbs=False, cbs=[Distribute(team, bf16), TrainEvalCallback(), StepState(n_steps, lr, seed, team.rank), StopNonFinite(folder), GradientClip(clip),
+    learn = StepLearner(DataLoaders([], []), model, loss_and_parts, lambda groups, lr: OptimWrapper(opt=MuonAdamW(groups, lr, weight_decay, muon)),
+                    splitter=weight_groups, default_cbs=False, cbs=[Distribute(team, bf16), TrainEvalCallback(), StepState(n_steps, lr, seed, team.rank), StopNonFinite(folder), GradientClip(clip),
                     Log(log_every, n_steps, what, validate, log_path), Checkpoint(folder, checkpoint_seconds), *callbacks])
     learn.n_parts = n_parts
     if bf16: learn.precision = mix_precision(model, team.device)
     resume(learn, folder, identity or {})
     learn.dls = DataLoaders(StepLoader(batch_at, learn.done, n_steps), [])
-    learn.opt.set_hyper('wd', [weight_decay, 0.])
     try: learn.fit(1)
     except UserError as e: raise UserError(str(e).split('\n\t')[-1]) from None  # fastai says first which callback it was
     return pd.DataFrame(learn.log)
