@@ -250,7 +250,7 @@ def progress(
 ) -> tqdm:
     "`items` with a line of progress and time left, on standard output."
     live = sys.stdout.isatty()
-    return tqdm(items, desc=what, total=total, initial=initial, file=sys.stdout, mininterval=.2 if live else 10, maxinterval=10,
+    return tqdm(items, desc=what, total=total, initial=initial, file=sys.stdout, mininterval=.2 if live else 10, maxinterval=10, position=None if live else 0,
                 ascii=True, ncols=100, disable=os.environ.get('CHEXMIX_QUIET') == '1',
                 bar_format='{desc}: {n_fmt}/{total_fmt} {elapsed}, {remaining} left{postfix}' if not live else None)
 
