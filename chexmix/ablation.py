@@ -158,7 +158,7 @@ def variant_table(
 def beside_default(
     table: pd.DataFrame,  # of `measures`, at one budget
 ) -> pd.DataFrame:        # one row a variant
-    "Difference of a variant's mean to the default's, in standard errors: 2 happens by chance once in 20 cells, 3 once in 150."
-    means = variant_table(table)
-    error = means.loc['(seeds differ by)'] * np.sqrt(2 / table.groupby('variant').seed.nunique().min())
-    return ((means - means.loc['default']) / error).drop(['default', '(seeds differ by)'])
+    "Mean difference to the default of the same seed, in standard errors (pooled over variants)."
+    values = table.set_index(['seed', 'variant']).drop(columns=['steps', 'layer'], errors='ignore')
+    apart = (values - values.xs('default', level='variant')).drop('default', level='variant').groupby('variant', sort=False)
+    return apart.mean() / np.sqrt(apart.var().mean() / apart.size().min())
