@@ -350,7 +350,8 @@ def weight_groups(model: torch.nn.Module) -> list[list]:
     "Three groups of trainable parameters: matrices inside a transformer's layers; other matrices and kernels; vectors (norms, biases)."
     groups = [], [], []
     for name, p in model.named_parameters():
-        if p.requires_grad: groups[2 if p.ndim < 2 else 1 - (p.ndim == 2 and bool(re.search(r'layers?\.\d+\.', name)))].append(p)
+        inner = p.ndim == 2 and re.search(r'layers?\.\d+\.', name)
+        if p.requires_grad: groups[0 if inner else 1 if p.ndim > 1 else 2].append(p)
     return list(groups)
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -371,7 +372,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def step(self, closure=None):
         groups = iter(self.param_groups)
-        for part in self.parts:
+        for part in self.parts:  # reading a checkpoint replaces groups and state
             part.param_groups, part.state = [next(groups) for _ in part.param_groups], self.state
             part.step()
 
