@@ -32,7 +32,7 @@ def our_loop(
 ):
     "`c.steps` steps through `fit`, as `pretrain` does them."
     work = Path(tempfile.mkdtemp())
-    model = Pretraining(new_model(s, layout, c.seed).train(), c.image_weight, c.text_weight)
+    model = Pretraining(new_model(s, layout, c.seed, resid_pdrop=c.dropout).train(), c.image_weight, c.text_weight)
     fit(model, Batches(store, c, layout, join_team()), lambda out, _: out, c.steps, work, lr=c.lr, seed=c.seed, weight_decay=.1, log_every=c.steps, callbacks=[Hide(c, layout), Score(c, layout)],
         checkpoint_seconds=float('inf'), bf16=bf16)
     shutil.rmtree(work)
@@ -45,7 +45,7 @@ def bare_loop(
     layout: Layout,
 ):
     "The same arithmetic without a Learner."
-    team, lm = join_team(), new_model(s, layout, c.seed).train()
+    team, lm = join_team(), new_model(s, layout, c.seed, resid_pdrop=c.dropout).train()
     model, batches = Pretraining(lm.to(team.device), c.image_weight, c.text_weight), Batches(store, c, layout, team)
     optimizer = MuonAdamW(weight_groups(model), c.lr, .1)
     for step in range(c.steps):
@@ -68,7 +68,7 @@ def plain_loop(
 ):
     "A plain loop over transformers' own model."
     team, rows = join_team(), store.select_columns(['codes', 'text_ids'])
-    lm = PhiForCausalLM(new_model(s, layout, c.seed).config).train().to(team.device)
+    lm = PhiForCausalLM(new_model(s, layout, c.seed, resid_pdrop=c.dropout).config).train().to(team.device)
     optimizer = torch.optim.AdamW(lm.parameters(), lr=c.lr)
     for step in range(c.steps):
         ids = collate([rows[i] for i in batch_indices(len(rows), c.batch, step, c.seed).tolist()], layout)['input_ids']

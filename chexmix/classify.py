@@ -173,7 +173,7 @@ def fit_one(
     "A logistic regression on standardised features, with the standardisation folded into weight and bias."
     known = np.isfinite(truth)
     pipeline = make_pipeline(MaxAbsScaler() if issparse(x) else StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
-    scaler, regression = pipeline.fit(x[known], truth[known])
+    scaler, regression = pipeline.fit(x[known].astype(float), truth[known])  # in float32 its search for a minimum can go astray
     weight = regression.coef_[0] / scaler.scale_
     return weight, float(regression.intercept_[0] - weight @ getattr(scaler, 'mean_', 0 * weight))
 

@@ -53,11 +53,12 @@ class Stage:
     both_ways: bool = False      # image positions see each other
     order: str = 'image_text'    # image_text, text_image, or both (each study by chance)
     text_model: str = ''  # a Phi text model to start from: a folder or a hub name
-    dropout: float = .1   # of the residual stream, as released
+    dropout: float = 0.   # of the residual stream; .1 as released
     code_spread: float = .12     # standard deviation of a new model's code rows, which start from the image tokenizer's codebook; 0 = random rows
     window: int = 16      # batches whose studies are sorted by length
     fresh: bool = False   # synthetic runs: every step learns from studies that are drawn for it
     rotary: str = 'context'      # of a new model: context, or phi as Phi-2 has it
+    places: bool = True          # of a new model: codes are read with their row and column
     precision: str = ''   # float32 or bfloat16 (products alone); '' = bfloat16 where the device has units for it
     optimizer: str = 'muon'      # muon (matrices of the layers; the rest by AdamW) or adamw
 
@@ -350,10 +351,10 @@ def start_weights(
 ) -> ChexmixForCausalLM:  # in training mode
     "The weights that a stage starts from. Raises `UserError` where they are of another layout or are missing."
     layout = processor.layout
-    if c.text_model: lm = from_text_model(c.text_model, layout, c.seed)
+    if c.text_model: lm = from_text_model(c.text_model, layout, c.seed, places=c.places)
     elif c.start: lm = load_model(folder, c.start)[0]
     else:
-        lm = new_model(s, layout, c.seed, c.rotary)
+        lm = new_model(s, layout, c.seed, c.rotary, c.places)
         if c.code_spread: start_from_codebook(lm, processor.image_tokenizer.quantize.embedding.weight.detach(), c.code_spread, c.seed)
     if lm.config.layout != layout: raise UserError(f'the weights in {c.start} are of another layout ({lm.config.layout}), the processor of this run says {layout}: start from weights of this run')
     lm.config.both_ways, lm.config.resid_pdrop = c.both_ways, c.dropout

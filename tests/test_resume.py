@@ -35,7 +35,7 @@ def train(folder, stage, name, kill, keep, log):
         if keep: shutil.copytree(target/'training', keep)
         honest_save(target, *args)
     training.StepLearner.__call__, training.checksum, pretraining.save_stage = call, checksum, save
-    pretraining.pretrain(folder, open_run(folder)[1], stage, name, steps=STEPS)
+    pretraining.pretrain(folder, open_run(folder)[1], stage, name, steps=STEPS, dropout=.1)
 
 
 def run(*args) -> int:
