@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from .baselines import code_features, code_vectors
 from .classify import Cohort, cohorts, model_features, score_system
-from .core import Record, Settings, UserError, atomic, content_hash, open_run, progress, read_json, save_records, write_json
+from .core import Record, Settings, UserError, atomic, content_hash, open_run, papermill_command, progress, read_json, save_records, write_json
 from .inpaint import Holes, inpaint_holes, score_inpaint
 from .pretrain import load_model, pretrain
 from .report import report_studies, score_report, write_reports

@@ -14,7 +14,7 @@ from datasets import Dataset
 from scipy.sparse import csr_matrix
 
 from .classify import Cohort, cohorts, model_features, score_system
-from .core import Record, Settings, UserError, default_device, open_run, save_records
+from .core import Record, Settings, UserError, default_device, open_run, papermill_command, save_records
 from .inpaint import cell_pixels, inpaint_holes, score_inpaint
 from .model import ChexmixForCausalLM, fingerprint, new_model, study_masks
 from .report import report_studies, score_report, write_reports
@@ -84,12 +84,13 @@ def classify_baselines(
     groups: dict[str, Cohort],  # train, valid, test
     ratios=(0, .25, .5, .75, .9),
     seed: int = 0,              # of masks and bootstrap
+    regions: int = 1,           # of the untrained model, see `region_means`
     **detail,                   # what the records say besides
 ) -> list[Record]:
     "Every feature that needs no trained language model, through the probes of `06_classify`; findings one by one at the smallest ratio."
     n_codes = processor.layout.n_codes
     systems = {'pixels 32×32': pixel_features(groups, processor.image_size), 'codes with position': code_features(n_codes), 'code vectors with position': code_vectors(processor.image_tokenizer.quantize.embedding.weight),
-               'bag of codes': code_features(n_codes, position=False), 'random weights': model_features(untrained)}
+               'bag of codes': code_features(n_codes, position=False), 'random weights': model_features(untrained, regions)}
     return [r for name, features in systems.items() for r in score_system(name, features, groups, ratios, seed, each=(min(ratios),), **detail)[0]]
 
 # %% ../nbs/10_baselines.ipynb #c111849f
@@ -151,6 +152,7 @@ def evaluate_baselines(
     ratios=(0, .25, .5, .75, .9),  # classification: shares of the codes hidden
     seed: int = 0,      # of masks, random weights and bootstrap
     uncertain: str = 'ignore',     # classification: policy of `resolve_uncertain`
+    regions: int = 1,   # classification: see `region_means`
     inpaint_most: int = 64,        # inpainting: test studies, as in `07_inpaint`
     report_most: int = 200,        # reports: test studies, as in `08_report`
     pool: int = 100,               # retrieval: test studies, as in `09_retrieve`
@@ -158,10 +160,10 @@ def evaluate_baselines(
     "Every baseline on the studies and masks of `06` to `09`; saved as `results/baselines.json`. Raises `UserError` where a split is empty."
     config, processor = open_run(folder)[1], Processor.from_pretrained(folder/'processor')
     (studies, info), untrained = open_studies(folder, data), random_model(config, processor, seed)
-    records = classify_baselines(untrained, processor, cohorts(studies, most, uncertain, seed), ratios, seed, uncertain=uncertain)
+    records = classify_baselines(untrained, processor, cohorts(studies, most, uncertain, seed), ratios, seed, regions, uncertain=uncertain)
     records += score_inpaint(untrained, 'random weights', processor, inpaint_holes(folder, processor, data, inpaint_most, seed=seed)[0], seed)
     records += report_baselines(untrained, processor, report_studies(studies, report_most, seed), split_rows(studies, 'train'), seed=seed)
     records += retrieve_baseline(untrained, draw_pool(studies, pool, seed=seed), seed)
-    command = f'papermill nbs/10_baselines.ipynb out.ipynb -p run {folder.name} -p most {most} -p seed {seed} -p uncertain {uncertain}' + (f' -p data {Path(data).name}' if data else '')
+    command = papermill_command('10_baselines', folder, data=Path(data).name or None, most=most, seed=seed, uncertain=uncertain, regions=regions, inpaint_most=inpaint_most, report_most=report_most, pool=pool, ratios=ratios)
     save_records(folder, 'baselines', records, info, {'random weights': fingerprint(untrained)}, command)
     return records

@@ -23,7 +23,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, SecondaryCaptureImageStorage, generate_uid
 
-from .core import Record, open_run, save_records
+from .core import Record, open_run, papermill_command, save_records
 from .phantom import draw_study
 from .radiograph import decode, dicom_header, open_dicom, read_radiograph
 from .released import batch_speed, decode_speed, embed_speed, memory, random_release, report_speed, start_cost, write_release

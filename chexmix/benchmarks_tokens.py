@@ -16,7 +16,7 @@ import numpy as np, torch, torch.nn.functional as F
 from datasets import Dataset
 
 from .benchmarks import Row, measure, peaks, row_records
-from .core import Layout, Record, open_run, rng, save_records, settings
+from .core import Layout, Record, open_run, papermill_command, rng, save_records, settings
 from .labels import FINDINGS
 from .phantom import draw_study, stream
 from .tokenizer import at_once, store_features, write_part

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import PhiForCausalLM
 
 from .benchmarks import Row, measure, row_records
-from .core import Layout, Record, Settings, open_run, save_records
+from .core import Layout, Record, Settings, open_run, papermill_command, save_records
 from .model import causal_loss, new_model, select_targets, target_weights
 from .pretrain import Batches, Hide, Pretraining, Score, Stage, hide, launch, stage_settings
 from .tokenizer import collate, open_store, Processor, split_rows

@@ -103,9 +103,9 @@ def tokenizer(args) -> int:
 def pretrain(args) -> int:
     "Train stage 1 or stage 2 of a run."
     from chexmix.pretrain import launch, pretrain
-    from chexmix.tokenizer import prepare_run
+    from chexmix.tokenizer import prepare_run, share_tokens
     if args.processes < 1: raise UserError(f'--processes must be at least 1, not {args.processes}')
-    s = run_settings(args)
+    s = open_run(share_tokens(args.run, args.tokens_of, args.seed))[1] if args.tokens_of else run_settings(args)
     folder = prepare_run(args.run, s)
     changes, fresh = {name: value for name in ('steps', 'lr') if (value := getattr(args, name))}, dict(fresh=True) if args.fresh else {}
     train = partial(pretrain, folder, s) if args.processes == 1 else partial(launch, folder, processes=args.processes)
@@ -199,7 +199,7 @@ def report(args) -> int:
         show_records(evaluate_report(open_run(args.run)[0], args.models.split(','), data=args.data, seed=args.seed), ['label F1 micro', 'BLEU-4', 'distinct reports'])
         return 0
     found = opened(args)
-    return serve(args, report_job(found.model, found.processor, args.new), True, lambda row: row['report'] or f'ids {row["ids"]}')
+    return serve(args, report_job(found.model, found.processor, args.new, args.guidance), True, lambda row: row['report'] or f'ids {row["ids"]}')
 
 # %% ../nbs/14_cli.ipynb #f011f08f
 def parse_layers(
@@ -339,6 +339,7 @@ def build_parser() -> Parser:
     p.add_argument('--steps', type=int, default=0, help="optimizer steps (default: the preset's)")
     p.add_argument('--lr', type=float, default=0., help="peak learning rate (default: the preset's)")
     p.add_argument('--processes', type=int, default=1, help='on this machine, which share each step (default: 1)')
+    p.add_argument('--tokens-of', default='', metavar='RUN', help='a new run takes over studies, tokenizers and token store of this finished one: another --seed of the same (default: its own)')
     p.add_argument('--fresh', action='store_true', help='synthetic runs: every step learns from studies that are drawn for it')
     for p in making: add_making_options(p)
     add_use_options(command(commands, classify, 'chexmix classify chest.dcm', 'probability of each finding'))
@@ -346,6 +347,7 @@ def build_parser() -> Parser:
     p.add_argument('--ratio', type=float, default=.5, help='share of image codes to hide (default: 0.5)')
     p = add_use_options(command(commands, report, 'chexmix report chest.dcm   or   chexmix report --model released/ dicom_tree -o reports.jsonl', 'write a report for each'))
     p.add_argument('--new', type=int, default=200, help='ids of a report at most (default: 200)')
+    p.add_argument('--guidance', type=float, default=None, help='how far a report leans towards what the image adds, 1: not at all (default: as the weights say)')
     p = add_use_options(command(commands, embed, 'chexmix embed --layers 7-12 --model released/ dicom_tree -o vectors.parquet', 'write their embeddings'), evaluates=False)
     p.add_argument('--layers', default='', help='for example 7-12 or 0,3,6 (default: all; 7-12 serve best with the released weights)')
     p.add_argument('--regions', type=int, default=1, help='on each side of the image, each with a mean of its own: 2 keeps left and right apart (default: 1)')

@@ -6,10 +6,10 @@
 __all__ = ['PRESETS', 'UserError', 'Layout', 'codes_to_ids', 'is_code', 'ids_to_codes', 'Settings', 'settings', 'changed',
            'parse_changes', 'atomic', 'write_json', 'read_json', 'run_path', 'claim', 'start_run', 'open_run',
            'progress', 'default_device', 'rng', 'Interval', 'interval', 'weighted_mean', 'Record', 'content_hash',
-           'save_records', 'load_records']
+           'papermill_command', 'save_records', 'load_records']
 
 # %% ../nbs/00_core.ipynb #bb8f22a7
-import hashlib, json, math, os, platform, shutil, sys, tempfile, time
+import hashlib, json, math, os, platform, re, shutil, sys, tempfile, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
@@ -325,6 +325,18 @@ def content_hash(
         for p in sorted(q for q in path.rglob('*') if q.is_file()) if path.is_dir() else [path]:
             digest.update(p.name.encode()); digest.update(p.read_bytes())
     return digest.hexdigest()[:12]
+
+# %% ../nbs/00_core.ipynb #c37d21a0
+def papermill_command(
+    notebook: str,  # its name without .ipynb
+    folder: Path,   # of the run
+    **parameters,   # those of the notebook that matter; None is left out
+) -> str:
+    "The command that runs a notebook again as it was run."
+    def word(value): return json.dumps(value) if isinstance(value, (int, float)) else f'"{value}"' if re.search(r'^$|[^\w./,-]', str(value)) else str(value)
+    lists = {k: list(v) for k, v in parameters.items() if isinstance(v, (list, tuple))}
+    single = [f'-p {k} {word(v)}' for k, v in dict(run=folder.name, **parameters).items() if k not in lists and v is not None]
+    return ' '.join([f'papermill nbs/{notebook}.ipynb out.ipynb --cwd nbs', *single, *(f'-y "{k}: [{", ".join(map(str, v))}]"' for k, v in lists.items())])
 
 # %% ../nbs/00_core.ipynb #c37d21b1
 def save_records(

@@ -4,22 +4,22 @@
 
 # %% auto #0
 __all__ = ['vit_sizes', 'seeded', 'pixel_batch', 'train_part', 'MaskedAutoencoder', 'train_mae', 'hidden_share', 'mae_run',
-           'mae_features', 'mae_filling', 'new_clip', 'text_rows', 'Contrastive', 'train_clip', 'text_loss',
-           'LateFusion', 'Words', 'train_fusion', 'fusion_inputs', 'fusion_features', 'fusion_reports', 'text_filling',
-           'evaluate_encoders']
+           'visible_means', 'mae_features', 'mae_filling', 'new_clip', 'text_rows', 'Contrastive', 'train_clip',
+           'text_loss', 'LateFusion', 'Words', 'train_fusion', 'fusion_inputs', 'fusion_features', 'fusion_reports',
+           'text_filling', 'evaluate_encoders']
 
 # %% ../nbs/10a_encoders.ipynb #a69f2771
 from pathlib import Path
 
-import matplotlib.pyplot as plt, pandas as pd, torch
+import matplotlib.pyplot as plt, pandas as pd, torch, torch.nn.functional as F
 from datasets import Dataset
 from safetensors.torch import load_model, save_model
-from transformers import CLIPConfig, CLIPModel, LogitsProcessorList, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import CLIPConfig, CLIPModel, ViTMAEConfig, ViTMAEForPreTraining
 
-from .classify import cohorts, score_system
-from .core import Layout, Record, Settings, UserError, atomic, claim, content_hash, default_device, open_run, rng, save_records
+from .classify import cohorts, pooling, score_system
+from .core import Layout, Record, Settings, UserError, atomic, claim, content_hash, default_device, open_run, papermill_command, rng, save_records
 from .inpaint import Holes, cell_pixels, inpaint_holes, paste, score_filling, show_fillings
-from .model import ChexmixForCausalLM, OnlyIds, evaluating, generate_images, is_text, new_model, position_losses, report_ids, study_masks
+from .model import ChexmixForCausalLM, evaluating, generate_images, greedy_ids, is_text, new_model, position_losses, region_means, report_ids, study_masks
 from .pretrain import load_model as trained, pretrain
 from .report import report_studies, score_report
 from .tokenizer import Processor, open_store, open_studies, read_images, split_rows
@@ -115,15 +115,30 @@ def mae_run(
     with evaluating(model): return model.vit(pixels, noise=draws, output_hidden_states=True)
 
 # %% ../nbs/10a_encoders.ipynb #a90a9439
+def visible_means(
+    states: torch.Tensor,   # (B, 1+v, D): the class token, visible patches in drawn order
+    restore: torch.Tensor,  # (B, n) where each patch stands in the drawn order
+    regions: int = 1,       # see `region_means`
+) -> torch.Tensor:          # (B, D·regions²)
+    "Means over the visible patches of each region; 0 where none is."
+    v = states.shape[1] - 1
+    patches = F.pad(states[:, 1:], (0, 0, 0, restore.shape[1] - v)).gather(1, restore[..., None].expand(-1, -1, states.shape[2]))  # (B, n, D), 0 where hidden
+    share = region_means((restore < v).float()[..., None], regions)[:, None]  # (B, 1, regions²)
+    return (region_means(patches, regions).unflatten(1, (-1, share.shape[2])) / share.clamp(min=1e-6)).flatten(1)
+
 def mae_features(
     model: MaskedAutoencoder,
     image_size: int,
+    regions: int = 1, # see `region_means`
     batch: int = 64,  # images at once
 ):
-    "Features for `score_system`: the mean over visible patches, at all layers."
+    "Features for `score_system`: means over visible patches, at all layers."
     def features(cohort, mask):
-        parts = [mae_run(model, read_images(cohort.paths[i:i + batch], image_size), mask[i:i + batch]).hidden_states for i in range(0, len(cohort), batch)]
-        return [torch.cat([states[:, 1:].mean(1).cpu() for states in layer]).numpy() for layer in zip(*parts)]
+        parts = []
+        for i in range(0, len(cohort), batch):
+            out = mae_run(model, read_images(cohort.paths[i:i + batch], image_size), mask[i:i + batch])
+            parts.append([visible_means(states, out.ids_restore, regions).cpu() for states in out.hidden_states])
+        return [torch.cat(layer).numpy() for layer in zip(*parts)]
     return features
 
 # %% ../nbs/10a_encoders.ipynb #ec606890
@@ -260,15 +275,16 @@ def fusion_features(
     model: LateFusion,
     image_size: int,
     mean_image: torch.Tensor,  # (H, W), stands in hidden cells
+    regions: int = 1,          # see `region_means`
     batch: int = 64,           # images at once
 ):
-    "Features for `score_system`: the mean over image positions, at all layers of the language model."
+    "Features for `score_system`: means over image positions, at all layers of the language model."
     def states(images, mask):
         with evaluating(model):
             return model.lm.model(inputs_embeds=fusion_inputs(model, images, mask, mean_image)[:, :-2], use_cache=False, output_hidden_states=True).hidden_states
     def features(cohort, mask):
         parts = [states(read_images(cohort.paths[i:i + batch], image_size), mask[i:i + batch]) for i in range(0, len(cohort), batch)]
-        return [torch.cat([s[:, 1:].mean(1).cpu() for s in layer]).numpy() for layer in zip(*parts)]
+        return [torch.cat([region_means(s[:, 1:], regions).cpu() for s in layer]).numpy() for layer in zip(*parts)]
     return features
 
 # %% ../nbs/10a_encoders.ipynb #a0cbf8ad
@@ -280,13 +296,13 @@ def fusion_reports(
     mean_image: torch.Tensor,  # (H, W), stands in hidden cells
     max_new_tokens: int = 200,
 ) -> list[str]:
-    "Greedy reports; only text can be written."
+    "Greedy reports with the guidance of ours, where an image all hidden is the mean one; only text can be written."
     layout, room = processor.layout, model.lm.config.max_position_embeddings - processor.layout.n_image - 3
     closing, allowed = report_ids(layout)
-    embeds = fusion_inputs(model, images, mask, mean_image)
+    embeds = torch.cat([fusion_inputs(model, images, hidden, mean_image) for hidden in (mask, torch.ones_like(mask))])  # for `guided`
     with evaluating(model):
-        ids = model.lm.generate(inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device), do_sample=False, max_new_tokens=min(max_new_tokens, room),
-                                eos_token_id=closing, pad_token_id=layout.pad, logits_processor=LogitsProcessorList([OnlyIds(allowed)]))
+        out = model.lm.model(inputs_embeds=embeds, use_cache=True)
+        ids = greedy_ids(model.lm, out.last_hidden_state[:, -1], out.past_key_values, allowed, closing, min(max_new_tokens, room), guidance=model.lm.config.guidance)
     return [processor.text_tokenizer.decode([i for i in row if is_text(torch.tensor(i), layout)]) for row in ids.tolist()]
 
 # %% ../nbs/10a_encoders.ipynb #7e870002
@@ -312,6 +328,7 @@ def evaluate_encoders(
     ratios=(0, .25, .5, .75, .9),  # classification: shares of the image hidden
     seed: int = 0,      # of masks and bootstrap
     uncertain: str = 'ignore',     # classification: policy of `resolve_uncertain`
+    regions: int = 1,   # classification: see `region_means`
     inpaint_most: int = 64,        # inpainting: test studies, as in `07_inpaint`
     report_most: int = 200,        # reports: test studies, as in `08_report`
     report_ratios=(0, .5, .9),     # reports: shares of the image hidden
@@ -321,8 +338,8 @@ def evaluate_encoders(
     studies, info = open_studies(folder, data)
     mae, fusion = train_mae(folder, s, s.stage1_steps + s.stage2_steps), train_fusion(folder, s, processor)
     holes, groups = inpaint_holes(folder, processor, data, inpaint_most, seed=seed)[0], cohorts(studies, most, uncertain, seed)
-    systems = {'masked autoencoder': mae_features(mae, s.image_size), 'late fusion': fusion_features(fusion, s.image_size, holes.mean_image)}
-    records = [r for name, features in systems.items() for r in score_system(name, features, groups, ratios, seed, each=(min(ratios),), uncertain=uncertain)[0]]
+    systems = {'masked autoencoder': mae_features(mae, s.image_size, regions), 'late fusion': fusion_features(fusion, s.image_size, holes.mean_image, regions)}
+    records = [r for name, features in systems.items() for r in score_system(name, features, groups, ratios, seed, each=(min(ratios),), pooling=pooling(regions), uncertain=uncertain)[0]]
     filling = mae_filling(mae, holes)
     alone = text_filling(folder, s, processor, holes, split_rows(studies, 'test', inpaint_most, seed)['text_ids'][:])
     records += score_filling('masked autoencoder', filling, holes, seed) + score_filling('text alone', alone, holes, seed)
@@ -332,7 +349,7 @@ def evaluate_encoders(
         written = fusion_reports(fusion, processor, images, study_masks(rows['study_id'], s.grid**2, ratio, seed), holes.mean_image)
         records += score_report(written, rows['text'][:], rows['patient_id'][:], 'late fusion', seed, ratio=ratio)
     plt.close(show_fillings({'masked autoencoder': filling, 'text alone': alone}, holes, 'random', folder/'figures'/'encoders_inpaint.png'))
-    command = f'papermill nbs/10a_encoders.ipynb out.ipynb -p run {folder.name} -p most {most} -p seed {seed} -p uncertain {uncertain}' + (f' -p data {Path(data).name}' if data else '')
+    command = papermill_command('10a_encoders', folder, data=Path(data).name or None, most=most, seed=seed, uncertain=uncertain, regions=regions, inpaint_most=inpaint_most, report_most=report_most, ratios=ratios)
     weights = {'masked autoencoder': content_hash(folder/'mae'/'model.safetensors'), 'late fusion': content_hash(folder/'fusion'/'model.safetensors'), 'text alone': content_hash(folder/'text_alone'/'model.safetensors')}
     save_records(folder, 'encoders', records, info, weights, command)
     return records

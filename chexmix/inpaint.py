@@ -18,7 +18,7 @@ from PIL import Image
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from .classify import cohort, enough, macro, weighted_auroc
-from .core import Record, UserError, atomic, content_hash, interval, open_run, progress, rng, save_records, weighted_mean
+from .core import Record, UserError, atomic, content_hash, interval, open_run, papermill_command, progress, rng, save_records, weighted_mean
 from .judge import judge_images, train_judge
 from .model import ChexmixForCausalLM, fill_image, study_masks
 from .pretrain import load_model
@@ -250,7 +250,7 @@ def evaluate_inpaint(
     fillings = {name: model_filling(model, processor, holes, name) for name, (model, processor) in loaded.items()}
     fillings |= reference_fillings(next(iter(loaded.values()))[1], holes)
     records = [r for name, filling in fillings.items() for r in score_filling(name, filling, holes, seed)]
-    command = f'papermill nbs/07_inpaint.ipynb out.ipynb -p run {folder.name} -p most {most} -p seed {seed}' + (f' -p data {Path(data).name}' if data else '')
+    command = papermill_command('07_inpaint', folder, data=Path(data).name or None, most=most, seed=seed, models=models, ratios=ratios)
     save_records(folder, 'inpaint', records, info, {name: content_hash(folder/name/'model.safetensors') for name in models}, command)
     for kind in ('random', 'block'): plt.close(show_fillings({k: v for k, v in fillings.items() if k != 'most frequent code'}, holes, kind, folder/'figures'/f'inpaint_{kind}.png'))
     return records
@@ -278,6 +278,6 @@ def evaluate_findings(
     for name, images in seen.items():
         i = interval(macro(weighted_auroc, labels[:, findings], judge_images(judge, images)[:, findings]), holes.patients, seed=seed)
         records.append(Record('inpaint findings', name, 'AUROC of the judge', i.value, i.low, i.high, len(images), seed, dict(hole='random', ratio=ratio, steps=steps, findings=len(findings))))
-    command = f'papermill nbs/07_inpaint.ipynb out.ipynb -p run {folder.name} -p judge_steps {steps} -p seed {seed}' + (f' -p data {Path(data).name}' if data else '')
+    command = papermill_command('07_inpaint', folder, data=Path(data).name or None, judge_steps=steps, seed=seed, models=models)
     save_records(folder, 'inpaint_findings', records, info, {name: content_hash(folder/name/'model.safetensors') for name in models}, command)
     return records

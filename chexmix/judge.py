@@ -16,7 +16,7 @@ from torch import nn
 
 from .chest import draw_exam
 from .classify import Cohort, show_findings, sweep, test_records
-from .core import Record, UserError, atomic, claim, content_hash, progress, rng, run_path, save_records
+from .core import Record, UserError, atomic, claim, content_hash, papermill_command, progress, rng, run_path, save_records
 from .data import read_table, split_by_patient
 from .disease import draw_findings
 from .labels import FINDINGS, label_report, resolve_uncertain, with_parents

@@ -8,7 +8,7 @@ __all__ = ['VOCABULARY', 'rotary_share', 'ChexmixConfig', 'ids_since_start', 'bo
            'is_text', 'text_first', 'draw_mask', 'mask_tokens', 'draw_ratios', 'study_masks', 'select_targets',
            'position_losses', 'attention_inputs', 'target_weights', 'causal_loss', 'evaluating', 'image_prompt',
            'hidden_states_at_image', 'region_means', 'image_means', 'embed', 'OnlyIds', 'ReservedLayer', 'read_prompts',
-           'report_ids', 'greedy_ids', 'generate_reports', 'choose', 'guided', 'fill_in_rounds', 'fill_image',
+           'report_ids', 'guided', 'greedy_ids', 'generate_reports', 'choose', 'fill_in_rounds', 'fill_image',
            'generate_images', 'read_image', 'text_log_likelihood_after', 'text_log_likelihood', 'score_texts']
 
 # %% ../nbs/04_model.ipynb #16af2629
@@ -50,6 +50,7 @@ class ChexmixConfig(PhiConfig):
     resid_pdrop: float = .1
     both_ways: bool = False       # image positions see each other in both directions; the released weights do not
     places: bool = False          # codes are read with their row and column in the grid; the released weights know none
+    guidance: float = 1.          # of reports, see `guided`; the released procedure has none
 
     @property
     def layout(self): return Layout(self.n_text, self.n_codes, self.grid, self.image_start, self.image_end, self.text_start, self.n_decodable)
@@ -163,7 +164,7 @@ def new_model(
     if rotary == 'context': sizes['rope_parameters'] = dict(rope_type='default', rope_theta=settings.context / 2, partial_rotary_factor=.5)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.set_state(rng(seed, 'weights').get_state())
-        return ChexmixForCausalLM(ChexmixConfig(**asdict(layout), places=places, **sizes, **config)).train()
+        return ChexmixForCausalLM(ChexmixConfig(**asdict(layout), places=places, **sizes, **dict(guidance=2.) | config)).train()
 
 # %% ../nbs/04_model.ipynb #6e350f91
 def fingerprint(
@@ -508,25 +509,41 @@ def report_ids(
     closing, vocabulary = [layout.image_start, layout.text_start], torch.arange(layout.n_ids)
     return closing, is_text(vocabulary, layout) | torch.isin(vocabulary, torch.tensor(closing))
 
+# %% ../nbs/04_model.ipynb #a3235e94
+def guided(
+    logits: torch.Tensor,  # (B, …); where guidance is not 1, the second half of the rows lacks the condition
+    guidance: float,       # 1 = as predicted; more leans towards what the condition adds
+) -> torch.Tensor:  # (B, …), or half of the rows
+    "Classifier-free guidance: exaggerate the difference that the condition makes ([Ho & Salimans](https://arxiv.org/abs/2207.12598))."
+    if guidance == 1: return logits
+    given, free = logits.chunk(2)
+    return free + guidance * (given - free)
+
 # %% ../nbs/04_model.ipynb #3a819694
 def greedy_ids(
     model: PhiForCausalLM,
-    state: torch.Tensor,    # (B, D) after the prompts, and
+    state: torch.Tensor,    # (B, D) after the prompts, and; where guidance is not 1, the second half of the rows lacks the condition
     cache: Cache,           # their keys and values, from `read_prompts`
     allowed: torch.Tensor,  # (V,) bool, what may be chosen
     closing: list[int],     # ids that end a row
     most: int,              # new ids
     least: int = 0,         # new ids before a row can end
-) -> torch.Tensor:  # (B, new ids); pads after a closing id
-    "The likeliest allowed ids, one after the other, until every row has ended."
-    rows, closed = int(allowed.nonzero().max()) + 1, torch.zeros(len(state), 1, dtype=torch.bool, device=state.device)
+    guidance: float = 1.,   # see `guided`
+) -> torch.Tensor:  # (B, new ids), or half of the rows; pads after a closing id
+    "The likeliest allowed ids, one after the other, until every row has ended; with guidance, of those a tenth as likely as the likeliest."
+    copies = 1 if guidance == 1 else 2
+    rows, closed = int(allowed.nonzero().max()) + 1, torch.zeros(len(state) // copies, 1, dtype=torch.bool, device=state.device)
     weight, bias, ends = model.lm_head.weight[:rows], model.lm_head.bias[:rows], torch.tensor(closing, device=state.device)
     later = ~allowed[:rows].to(state.device)         # forbidden; at first the closing ids are too
     early, new = later.index_fill(0, ends, True), []
     with evaluating(model):
         while len(new) < most and not closed.all():
-            if new: state = model.model(new[-1], past_key_values=cache, use_cache=True).last_hidden_state[:, -1]  # (B, D)
-            logits = F.linear(state, weight, bias).masked_fill(early if len(new) < least else later, -torch.inf)  # (B, rows)
+            if new: state = model.model(new[-1].repeat(copies, 1), past_key_values=cache, use_cache=True).last_hidden_state[:, -1]  # (B, D)
+            logits, never = F.linear(state, weight, bias), early if len(new) < least else later  # (B, rows)
+            if guidance != 1:
+                given = logits[:len(closed)].masked_fill(never, -torch.inf)
+                never = given < given.amax(1, keepdim=True) - math.log(10)
+            logits = guided(logits, guidance).masked_fill(never, -torch.inf)
             new.append(logits.argmax(1, keepdim=True).masked_fill(closed, model.config.layout.pad))
             closed |= torch.isin(new[-1], ends)
     return torch.cat(new, 1)
@@ -538,11 +555,13 @@ def generate_reports(
     mask: torch.Tensor | None = None,  # (B, n) bool, True = hidden
     max_new_tokens: int = 200,         # the context may leave fewer
     min_new_tokens: int = 5,           # before which a report cannot end
-    **generate_kwargs,                 # to transformers' `generate`, for example num_beams=4, or do_sample=True (draws from torch's global generator)
+    guidance: float | None = None,     # see `guided`; None = as the model's configuration says
+    **generate_kwargs,                 # to transformers' `generate`, for example num_beams=4, or do_sample=True (draws from torch's global generator); without guidance
 ) -> list[list[int]]:
     "A report for each image as text ids, without the closing id. Greedy (`greedy_ids`) unless told otherwise. Raises `UserError` where the context leaves no room."
-    layout = model.config.layout
+    layout, guidance = model.config.layout, getattr(model.config, 'guidance', 1.) if guidance is None else guidance
     ids = image_prompt(model, codes, mask, layout.image_end, layout.text_start)
+    if guidance != 1 and not generate_kwargs: ids = torch.cat([ids, image_prompt(model, codes, torch.ones_like(codes, dtype=torch.bool), layout.image_end, layout.text_start)])
     room = model.config.max_position_embeddings - ids.shape[1]
     if room < 1: raise UserError(f'a context of {model.config.max_position_embeddings} ids leaves no room for text after an image of {ids.shape[1]}: choose a longer context')
     (closing, allowed), new = report_ids(layout), min(max_new_tokens, room)
@@ -551,7 +570,7 @@ def generate_reports(
         options = dict(do_sample=False, max_new_tokens=new, min_new_tokens=least, eos_token_id=closing, pad_token_id=layout.pad,
                        attention_mask=torch.ones_like(ids), logits_processor=LogitsProcessorList([OnlyIds(allowed)]))
         with evaluating(model): out = model.generate(ids, **options | generate_kwargs)[:, ids.shape[1]:]
-    else: out = greedy_ids(model, *read_prompts(model, ids, new), allowed, closing, new, least)
+    else: out = greedy_ids(model, *read_prompts(model, ids, new), allowed, closing, new, least, guidance)
     return [list(itertools.takewhile(lambda i: i not in closing, row)) for row in out.tolist()]
 
 # %% ../nbs/04_model.ipynb #fbc735ac
@@ -564,16 +583,6 @@ def choose(
     if temperature == 0: return logits.argmax(-1)
     p = (logits.float() / temperature).softmax(-1).cpu()
     return torch.multinomial(p, 1, generator=generator)[:, 0].to(logits.device)
-
-# %% ../nbs/04_model.ipynb #a3235e94
-def guided(
-    logits: torch.Tensor,  # (B, …); where guidance is not 1, the second half of the rows knows no text
-    guidance: float,       # 1 = as predicted; more leans towards what the text adds
-) -> torch.Tensor:  # (B, …), or half of the rows
-    "Classifier-free guidance: exaggerate the difference that the condition makes ([Ho & Salimans](https://arxiv.org/abs/2207.12598))."
-    if guidance == 1: return logits
-    given, free = logits.chunk(2)
-    return free + guidance * (given - free)
 
 # %% ../nbs/04_model.ipynb #29282aa9
 def fill_in_rounds(

@@ -228,6 +228,7 @@ def pipeline(
     model: str | Path | Opened = '',  # see `find_model`
     texts=None,            # of retrieve, see `candidates`
     new: int = 200,        # of report: ids at most
+    guidance: float | None = None,    # of report, see `generate_reports`
     layers: list[int] | None = None,  # of embed, None = all
     k: int = 5,            # of retrieve: answers
     ratio: float = .5,     # of inpaint: share hidden
@@ -237,6 +238,6 @@ def pipeline(
     "One call for each radiograph. Raises `UserError` for an unknown task, and whatever `open_model` raises."
     if task not in TASKS: raise UserError(f'no such task: {task}; choose one of {", ".join(TASKS)}')
     opened = model if isinstance(model, Opened) else open_model(model, **options)
-    jobs = dict(report=lambda *m: report_job(*m, new), embed=lambda *m: embed_job(*m, layers), retrieve=lambda *m: retrieve_job(*m, *flipped))
+    jobs = dict(report=lambda *m: report_job(*m, new, guidance), embed=lambda *m: embed_job(*m, layers), retrieve=lambda *m: retrieve_job(*m, *flipped))
     if task == 'retrieve': texts, alignment = candidates(opened, texts); flipped = (texts, k, alignment)
     return Pipeline(opened, task, jobs[task](opened.model, opened.processor) if task in jobs else None, dict(ratio=ratio, seed=seed))

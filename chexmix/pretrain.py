@@ -351,7 +351,7 @@ def start_weights(
 ) -> ChexmixForCausalLM:  # in training mode
     "The weights that a stage starts from. Raises `UserError` where they are of another layout or are missing."
     layout = processor.layout
-    if c.text_model: lm = from_text_model(c.text_model, layout, c.seed, places=c.places)
+    if c.text_model: lm = from_text_model(c.text_model, layout, c.seed, places=c.places, guidance=2.)
     elif c.start: lm = load_model(folder, c.start)[0]
     else:
         lm = new_model(s, layout, c.seed, c.rotary, c.places)

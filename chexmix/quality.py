@@ -17,7 +17,7 @@ from sklearn.cluster import KMeans
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from .classify import cohort, enough, macro, weighted_auroc
-from .core import Record, Settings, UserError, atomic, content_hash, interval, open_run, run_path, save_records, weighted_mean
+from .core import Record, Settings, UserError, atomic, content_hash, interval, open_run, papermill_command, run_path, save_records, weighted_mean
 from .data import read_table
 from .judge import FindingsCNN, judge_images, train_judge
 from .labels import FINDINGS

@@ -7,11 +7,12 @@ __all__ = ['ELSEWHERE', 'report_studies', 'write_reports', 'write_report', 'bleu
            'named_findings', 'f1', 'f1_others', 'report_statistics', 'score_report', 'finding_records',
            'constant_report', 'unique_ids', 'hand_over', 'read_hand_over', 'radgraph_f1', 'chexbert_f1', 'green',
            'score_elsewhere', 'choose_examples', 'save_examples', 'finding_marks', 'example_cards', 'draw_ratios',
-           'draw_findings', 'reports_at_ratios', 'judge_reports', 'evaluate_report']
+           'draw_findings', 'reports_at_ratios', 'judge_reports', 'judge_guidance', 'evaluate_report']
 
 # %% ../nbs/08_report.ipynb #4210b624
 import base64, html, json, tempfile
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -23,7 +24,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from .core import (Interval, Record, UserError, atomic, content_hash, interval, open_run, progress, read_json, save_records, weighted_mean,
+from .core import (Interval, Record, UserError, atomic, content_hash, interval, open_run, papermill_command, progress, read_json, save_records, weighted_mean,
                           write_json)
 from .inpaint import hide_cells
 from .labels import FINDINGS, label_report
@@ -50,11 +51,12 @@ def write_reports(
     mask: torch.Tensor | None = None,  # (B, n) bool, True = hidden
     batch: int = 128,                  # studies at once
     longest: int = 200,                # text ids; the context may leave fewer
+    guidance: float | None = None,     # see `generate_reports`
 ) -> list[str]:
     "A report for each row of codes."
     mask = torch.zeros_like(codes, dtype=torch.bool) if mask is None else mask
     parts = zip(codes.to(model.device).split(batch), mask.to(model.device).split(batch))
-    ids = [row for c, m in parts for row in generate_reports(model, c, m, max_new_tokens=longest)]
+    ids = [row for c, m in parts for row in generate_reports(model, c, m, max_new_tokens=longest, guidance=guidance)]
     return [processor.text_tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
 
 # %% ../nbs/08_report.ipynb #65acf667
@@ -357,7 +359,7 @@ def draw_ratios(
     "Label F1 over the share of hidden codes, against own and other patients, and the distance between both; 95% intervals."
     fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.5), dpi=75, layout='constrained')
     for ax, metric in zip(axes, ('label F1 micro', 'label F1 micro, other patients', 'label F1 micro, own − other')):
-        chosen = [r for r in records if r.metric == metric]
+        chosen = [r for r in records if r.task == 'report' and r.metric == metric]
         for k, model in enumerate(dict.fromkeys(r.model for r in chosen)):
             rows = sorted((r for r in chosen if r.model == model), key=lambda r: r.detail['ratio'])
             low, high = ([max(0., d) for d in distances] for distances in ([r.value - r.low for r in rows], [r.high - r.value for r in rows]))
@@ -420,6 +422,22 @@ def judge_reports(
         if ratio == whole: records += score_elsewhere(file, name, patients, seed, ratio=ratio, **detail)
     return records + finding_records(written[whole], references, patients, name, seed, ratio=whole, **detail)
 
+# %% ../nbs/08_report.ipynb #aa93dc45
+def judge_guidance(
+    model: ChexmixForCausalLM,
+    processor: Processor,
+    rows: Dataset,    # validation studies
+    name: str,        # of the model
+    strengths=(1, 2, 3),
+    seed: int = 0,    # of the bootstrap
+) -> list[Record]:
+    "What guidance does to reports of whole images; of task `guidance`, since nothing here is of test studies."
+    codes, records = torch.tensor(rows['codes']), []
+    for strength in progress(strengths, f'guidance of {name}'):
+        written = write_reports(model, processor, codes, guidance=strength)
+        records += [replace(r, task='guidance') for r in score_report(written, rows['text'][:], rows['patient_id'][:], name, seed, guidance=strength, split='valid')]
+    return records
+
 # %% ../nbs/08_report.ipynb #850bd5f2
 def evaluate_report(
     folder: Path,                 # of the run
@@ -440,7 +458,9 @@ def evaluate_report(
     text, how = constant_report(split_rows(own, 'train')['text'][:])
     records += judge_reports(folder, 'constant report', {ratio: [text] * len(rows) for ratio in ratios}, rows, seed, chosen_as=how)
     save_examples(folder, rows, processor, name, written, seed)
-    command = f'papermill nbs/08_report.ipynb out.ipynb -p run {folder.name} -p most {most} -p seed {seed}' + (f' -p data {Path(data).name}' if data else '')
+    valid = split_rows(studies, 'valid', most // 2, seed)
+    if (having := [i for i, text in enumerate(valid['text']) if text.strip()]): records += judge_guidance(model, processor, valid.select(having), name, seed=seed)
+    command = papermill_command('08_report', folder, data=Path(data).name or None, most=most, seed=seed, models=models, ratios=ratios)
     save_records(folder, 'report', records, info, {name: content_hash(folder/name/'model.safetensors') for name in models}, command)
     for draw, file in ((draw_ratios, 'ratios'), (draw_findings, 'findings')): plt.close(draw(records, folder/'figures'/f'report_{file}.png'))
     return records

@@ -146,7 +146,8 @@ def judge_claim(
     ratios: tuple,  # masking ratios that the claim is about
     model: str = 'stage2',
 ) -> tuple[list[float], str, str]:  # our gain at each ratio; replicated, contradicted or undecided; why
-    "One claim by our records, by the rule of `verdict` at every ratio."
+    "One claim by our records, by the rule of `verdict` at every ratio; of another stage the one of equal steps (`…_longer`), where it was measured."
+    if (records.model == f'{other}_longer').any(): other = f'{other}_longer'
     found = [select(records, task, metric, ratio=r, hole='random').set_index('model') for r in ratios]
     if missing := [name for name in (model, other) if any(name not in f.index or not np.isfinite(f.value[name]) for f in found)]:
         return [], 'undecided', f'no {metric} of {" and ".join(missing)}'

@@ -21,7 +21,7 @@ from scipy.special import gammaln
 from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 
-from .core import Record, UserError, atomic, content_hash, interval, open_run, progress, rng, save_records, weighted_mean, write_json
+from .core import Record, UserError, atomic, content_hash, interval, open_run, papermill_command, progress, rng, save_records, weighted_mean, write_json
 from .model import ChexmixForCausalLM, embed, evaluating, score_texts, text_log_likelihood
 from .pretrain import load_model
 from .tokenizer import Processor, open_studies, read_images, save_png, split_rows
@@ -359,7 +359,7 @@ def evaluate_retrieve(
     for name, (model, processor) in loaded.items():
         scores, layer = retrieval_scores(model, drawn, name)
         records += matrix_records(name, scores, layer, drawn, seed)
-    command = f'papermill nbs/09_retrieve.ipynb out.ipynb -p run {folder.name} -p pool {pool} -p pairs {pairs} -p most {most} -p seed {seed}' + (f' -p data {Path(data).name}' if data else '')
+    command = papermill_command('09_retrieve', folder, data=Path(data).name or None, pool=pool, pairs=pairs, most=most, seed=seed, models=models)
     save_records(folder, 'retrieve', records + (chance := chance_records(drawn, seed)), info, {name: content_hash(folder/name/'model.safetensors') for name in models}, command)
     write_json(folder/'results'/'retrieve_pool.json', dict(seed=seed, pairs=drawn.pairs, study_ids=drawn.test['study_id'][:]))
     examples = retrieval_examples(scores['embedding'], drawn, folder, processor.image_size)

@@ -214,12 +214,13 @@ def report_job(
     model: PhiForCausalLM,
     processor: Processor,
     new: int = 200,  # ids of a report at most
+    guidance: float | None = None,  # see `generate_reports`
 ) -> Job:  # columns report, ids
     "A report for every radiograph, greedy, of ids that decode. Research only, never for clinical use."
     words = processor.text_tokenizer
     def text(ids): return '' if isinstance(words, NoTextTokenizer) else words.decode(ids, skip_special_tokens=True).strip()
-    def answer(images, paths): return [dict(report=text(ids), ids=ids) for ids in generate_reports(model, processor.encode_images(images), max_new_tokens=new)]
-    return Job('report', model, processor, answer, new, dict(new=new))
+    def answer(images, paths): return [dict(report=text(ids), ids=ids) for ids in generate_reports(model, processor.encode_images(images), max_new_tokens=new, guidance=guidance)]
+    return Job('report', model, processor, answer, new, dict(new=new, guidance=guidance))
 
 # %% ../nbs/12a_serve.ipynb #762984ec
 def report_files(
@@ -229,11 +230,12 @@ def report_files(
     out: str | Path,          # .jsonl, .csv, .parquet or .txt
     new: int = 200,           # ids of a report at most
     batch: int = 0,           # images at once; 0 = what fits
+    guidance: float | None = None,  # see `generate_reports`
 ) -> pd.DataFrame:  # path, report, ids
     "A report for every radiograph, as `report_job` writes it."
     out = check_output(out, True)
     if isinstance(processor.text_tokenizer, NoTextTokenizer): print('these weights have no text tokenizer: reports are ids')
-    return process_files(report_job(model, processor, new), paths, out, batch)
+    return process_files(report_job(model, processor, new, guidance), paths, out, batch)
 
 # %% ../nbs/12a_serve.ipynb #307ed1dc
 def embed_job(

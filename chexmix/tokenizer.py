@@ -8,12 +8,12 @@ __all__ = ['SPECIALS', 'ORDERS', 'prepare_data', 'read_images', 'show_images', '
            'write_log', 'training_images', 'watched_psnr', 'train_image_tokenizer', 'train_text_tokenizer', 'sequence',
            'collate', 'Processor', 'at_once', 'train_processor', 'store_features', 'encode_studies', 'write_part',
            'encode_part', 'missing_parts', 'write_parts', 'frame_hash', 'token_store', 'open_store', 'split_rows',
-           'open_studies', 'reconstructions', 'evaluate_tokenizer', 'prepare_run']
+           'open_studies', 'reconstructions', 'evaluate_tokenizer', 'prepare_run', 'share_tokens']
 
 # %% ../nbs/03_tokenizer.ipynb #c6e7bc93
 import hashlib, os, shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -651,4 +651,19 @@ def prepare_run(
     manifest = prepare_data(folder, s)
     token_store(folder/'store', train_processor(folder, s, manifest), manifest, s, workers)
     if not (folder/'results'/'tokenizer.json').exists(): evaluate_tokenizer(folder, s.seed)
+    return folder
+
+# %% ../nbs/03_tokenizer.ipynb #d0b76e11
+def share_tokens(
+    run: str | Path,    # to be started
+    other: str | Path,  # a finished run of this notebook
+    seed: int,          # of all that `run` trains itself
+) -> Path:
+    "A run with the studies, tokenizers and token store of another. Raises `UserError` where the other has none, or `run` belongs to other settings."
+    source, s = open_run(other)
+    if not (source/'store'/'info.json').exists(): raise UserError(f'{source} has no token store: finish it first (`chexmix tokenizer --run {source.name}`)')
+    folder = start_run(run, replace(s, seed=seed))
+    for name in ('manifest.csv', 'quarantine.csv', 'processor', 'store', 'results/tokenizer.json'):
+        if (folder/name).exists(): continue
+        with atomic(folder/name) as part: (shutil.copytree if (source/name).is_dir() else shutil.copy)(source/name, part)
     return folder
