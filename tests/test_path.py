@@ -37,5 +37,5 @@ def test_real_radiographs_through_the_whole_path(tmp_path):
     evaluate_retrieve(folder, pool=20)
     evaluate_baselines(folder, most=100, ratios=(0, .5), inpaint_most=8, report_most=16, pool=20)
     records = load_records(folder/'results')
-    assert set(records.task) == {'tokenizer', 'classify', 'inpaint', 'report', 'retrieve'} and {'stage2', 'pixels 32×32', 'chance'} <= set(records.model)
+    assert set(records.task) == {'tokenizer', 'classify', 'inpaint', 'report', 'guidance', 'retrieve'} and {'stage2', 'pixels 32×32', 'chance'} <= set(records.model)
     assert results_page(folder/'results', folder/'figures', folder/'index.html').stat().st_size > 1e5
