@@ -23,7 +23,7 @@ from .tokenizer import Processor, open_studies
 
 # %% ../nbs/10b_ablation.ipynb #eb510084
 VARIANTS = {  # name → fields of `Stage` that differ in stage 2; `only`: the one stage there is
-    'default': {}, 'stage 1 only': dict(only=1), 'stage 2 only': dict(only=2), 
+    'default': {}, 'stage 1 only': dict(only=1), 'stage 2 only': dict(only=2),
     'stage 1 only without places': dict(only=1, places=False), 'stage 1 only with the rotary of Phi-2': dict(only=1, rotary='phi'), 'stage 1 only by AdamW': dict(only=1, optimizer='adamw'), 'stage 1 only with dropout': dict(only=1, dropout=.1),
     'image targets masked': dict(image_targets='masked'), 'image targets visible': dict(image_targets='visible'),
     'text targets masked': dict(text_targets='masked'), 'both targets masked': dict(image_targets='masked', text_targets='masked'),

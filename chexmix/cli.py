@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEMO', 'read_all', 'output_paths', 'Parser', 'command', 'phantom', 'run_settings', 'tokenizer', 'pretrain',
            'show_records', 'opened', 'is_table', 'serve', 'classify', 'inpaint', 'report', 'parse_layers', 'embed',
-           'retrieve', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'demo', 'build_parser', 'add_making_options',
-           'add_use_options', 'main']
+           'retrieve', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'demo', 'build_parser', 'add_pretrain_options',
+           'add_making_options', 'add_use_options', 'main']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
 import argparse, os, re, resource, sys, time
@@ -335,12 +335,7 @@ def build_parser() -> Parser:
     making.append(p := command(commands, tokenizer, 'chexmix tokenizer chest.png -o chest_codes.png', 'write their reconstructions'))
     p.add_argument('-o', '--out', default='', help='PNG, or a folder for several (default: here, named after each image)')
     making.append(p := command(commands, pretrain, 'chexmix pretrain --preset tiny --run try --stage 2'))
-    p.add_argument('--stage', type=int, default=1, choices=(1, 2), help='1: next token; 2: masked (default: 1)')
-    p.add_argument('--steps', type=int, default=0, help="optimizer steps (default: the preset's)")
-    p.add_argument('--lr', type=float, default=0., help="peak learning rate (default: the preset's)")
-    p.add_argument('--processes', type=int, default=1, help='on this machine, which share each step (default: 1)')
-    p.add_argument('--tokens-of', default='', metavar='RUN', help='a new run takes over studies, tokenizers and token store of this finished one: another --seed of the same (default: its own)')
-    p.add_argument('--fresh', action='store_true', help='synthetic runs: every step learns from studies that are drawn for it')
+    add_pretrain_options(p)
     for p in making: add_making_options(p)
     add_use_options(command(commands, classify, 'chexmix classify chest.dcm', 'probability of each finding'))
     p = add_use_options(command(commands, inpaint, 'chexmix inpaint chest.png --ratio 0.5 -o filled.png', 'hide a part and fill it in'))
@@ -362,6 +357,16 @@ def build_parser() -> Parser:
     p.add_argument('--stage', default='stage2', help='stage1 or stage2 (default: %(default)s)')
     p.add_argument('-o', '--out', default='', help="a folder, made anew (default: the package's own)")
     return parser
+
+# %% ../nbs/14_cli.ipynb #74724d70
+def add_pretrain_options(p: Parser):
+    "Options of `chexmix pretrain`."
+    p.add_argument('--stage', type=int, default=1, choices=(1, 2), help='1: next token; 2: masked (default: 1)')
+    p.add_argument('--steps', type=int, default=0, help="optimizer steps (default: the preset's)")
+    p.add_argument('--lr', type=float, default=0., help="peak learning rate (default: the preset's)")
+    p.add_argument('--processes', type=int, default=1, help='on this machine, which share each step (default: 1)')
+    p.add_argument('--tokens-of', default='', metavar='RUN', help='a new run takes over studies, tokenizers and token store of this finished one: another --seed of the same (default: its own)')
+    p.add_argument('--fresh', action='store_true', help='synthetic runs: every step learns from studies that are drawn for it')
 
 # %% ../nbs/14_cli.ipynb #5c5fe6ef
 def add_making_options(p: Parser):
