@@ -50,14 +50,14 @@ def train_variant(
     steps: int,      # of stage 2
     seed: int = 0,
     first: int = 0,  # steps of stage 1; 0 = as many
-) -> str:            # the folder of the last stage in the run
+) -> Path:           # the folder of the last stage
     "Train the stages of a variant, or find them trained."
     first, how = first or steps, dict(seed=seed, panels=0)
     name = f'ablation-{first}-{steps}-{seed}-{variant.replace(" ", "-")}'
     fields = dict(VARIANTS[variant])
-    if only := fields.pop('only', 0): return pretrain(folder, s, only, name, steps=first + steps, start='', **how, **fields).name
+    if only := fields.pop('only', 0): return pretrain(folder, s, only, name, steps=first + steps, start='', **how, **fields)
     start = pretrain(folder, s, 1, f'ablation-{first}-{seed}', steps=first, **how).name
-    return pretrain(folder, s, 2, name, steps=steps, start=start, **how, **fields).name
+    return pretrain(folder, s, 2, name, steps=steps, start=start, **how, **fields)
 
 # %% ../nbs/10b_ablation.ipynb #16ef56ba
 def judge_model(
@@ -116,10 +116,10 @@ def ablate(
     "Train and judge variants, one after the other; what is trained and judged already is read."
     records = []
     for variant, steps, seed, first in progress(wanted, 'variants'):
-        name = train_variant(folder, s, variant, steps, seed, first)
-        kept, by = folder/'ablation'/f'{name}.json', dict(weights=content_hash(folder/name/'model.safetensors'), studies=[*map(len, groups.values()), len(holes.codes), len(rows)], ratios=list(ratios))
+        trained = train_variant(folder, s, variant, steps, seed, first)
+        kept, by = folder/'ablation'/f'{trained.name}.json', dict(weights=content_hash(trained/'model.safetensors'), config=content_hash(trained/'config.json'), studies=[*map(len, groups.values()), len(holes.codes), len(rows)], ratios=list(ratios))
         if not kept.exists() or read_json(kept)['by'] != by:
-            found = judge_model(folder, name, groups, holes, rows, ratios, variant=variant, steps=steps, first=first or steps, trained=seed)
+            found = judge_model(folder, trained.name, groups, holes, rows, ratios, variant=variant, steps=steps, first=first or steps, trained=seed)
             write_json(kept, dict(by=by, records=[asdict(r) for r in found]))
         records += kept_records(kept)
     return records

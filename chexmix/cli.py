@@ -105,7 +105,8 @@ def pretrain(args) -> int:
     from chexmix.pretrain import launch, pretrain
     from chexmix.tokenizer import prepare_run, share_tokens
     if args.processes < 1: raise UserError(f'--processes must be at least 1, not {args.processes}')
-    s = open_run(share_tokens(args.run, args.tokens_of, args.seed))[1] if args.tokens_of else run_settings(args)
+    if args.tokens_of and (args.preset or args.data): raise UserError(f'a run that takes over tokens has the preset and data of {args.tokens_of}: leave --preset and --data out')
+    s = open_run(share_tokens(args.run, args.tokens_of, args.seed, **parse_changes(args.set)))[1] if args.tokens_of else run_settings(args)
     folder = prepare_run(args.run, s)
     changes, fresh = {name: value for name in ('steps', 'lr') if (value := getattr(args, name))}, dict(fresh=True) if args.fresh else {}
     train = partial(pretrain, folder, s) if args.processes == 1 else partial(launch, folder, processes=args.processes)
@@ -365,7 +366,7 @@ def add_pretrain_options(p: Parser):
     p.add_argument('--steps', type=int, default=0, help="optimizer steps (default: the preset's)")
     p.add_argument('--lr', type=float, default=0., help="peak learning rate (default: the preset's)")
     p.add_argument('--processes', type=int, default=1, help='on this machine, which share each step (default: 1)')
-    p.add_argument('--tokens-of', default='', metavar='RUN', help='a new run takes over studies, tokenizers and token store of this finished one: another --seed of the same (default: its own)')
+    p.add_argument('--tokens-of', default='', metavar='RUN', help='a new run takes over studies, tokenizers and token store of this finished one: another --seed, or other steps and sizes of the language model with --set (default: its own)')
     p.add_argument('--fresh', action='store_true', help='synthetic runs: every step learns from studies that are drawn for it')
 
 # %% ../nbs/14_cli.ipynb #5c5fe6ef
