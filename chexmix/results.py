@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADLINE', 'TASKS', 'HIGH', 'ALL', 'CLAIMS', 'STYLE', 'SECTIONS', 'results_folder', 'judged_folders', 'select',
-           'headline', 'verdict', 'comparisons', 'conclusions', 'beats_input', 'judge_claim', 'claims', 'show_ratios',
-           'summary', 'picture', 'section', 'results_page']
+           'headline', 'verdict', 'comparisons', 'conclusions', 'beats_input', 'judge_claim', 'by_study', 'claims',
+           'over_seeds', 'show_ratios', 'summary', 'picture', 'section', 'results_page']
 
 # %% ../nbs/11_results.ipynb #897430b4
 import base64, html, re
@@ -158,23 +158,40 @@ def judge_claim(
     return gains, 'replicated' if set(verdicts) == {'better'} else 'contradicted' if 'worse' in verdicts else 'undecided', said
 
 # %% ../nbs/11_results.ipynb #7cccae3a
-def claims(
-    folders: list[Path],  # of records; those of the same data and steps are seeds of one study
-) -> pd.DataFrame:        # a row for each claim and study: the paper's figure, ours at each ratio (mean over seeds), judgement, why
-    "The paper's claims beside these records; what was not measured stays a marked gap."
+def by_study(
+    folders: list[Path],  # of records
+) -> dict[str, list[pd.DataFrame]]:
+    "Records of each study, one frame a run: runs of the same data and steps are seeds of one study."
     studies = {}
     for folder in folders:
         told = read_json(folder/'classify.json') if (folder/'classify.json').exists() else read_json(folder/'tokenizer.json')
         c, d = told['config'], told['data']
         studies.setdefault(f'{d["n"]} {d["name"]}, {c["stage1_steps"]} + {c["stage2_steps"]} steps', []).append(load_records(folder))
+    return studies
+
+def claims(
+    folders: list[Path],  # of records
+) -> pd.DataFrame:        # a row for each claim and study: the paper's figure, ours at each ratio (mean over seeds), judgement, why
+    "The paper's claims beside these records; what was not measured stays a marked gap."
     rows = []
     for claim, paper, *how in CLAIMS:
-        for study, seeds in studies.items():
+        for study, seeds in by_study(folders).items():
             gains, judgements, reasons = zip(*(judge_claim(records, *how) for records in seeds))
             means = np.mean([g for g in gains if g], 0) if any(gains) else []
             rows.append((claim, study, len(seeds), paper, ', '.join(f'{m:+.1%}' for m in means) or 'not run',
                          judgements[0] if len(set(judgements)) == 1 else 'undecided', '; '.join(dict.fromkeys(reasons))))
     return pd.DataFrame(rows, columns=['claim', 'study', 'seeds', 'paper', 'here', 'judgement', 'why']).set_index(['claim', 'study'])
+
+# %% ../nbs/11_results.ipynb #5eed0001
+def over_seeds(
+    seeds: list[pd.DataFrame],  # records, one frame a seed
+) -> pd.DataFrame:              # rows: measurements; columns: models and baselines; cells: text
+    "Mean over seeds, lowest and highest seed."
+    table = {}
+    for task, metric, detail, row in HEADLINE:
+        found = pd.concat([select(records, task, metric, **detail) for records in seeds])
+        table[row] = {model: f'{v.mean():.3g} ({v.min():.3g}–{v.max():.3g})' for model, v in found.groupby('model', sort=False).value}
+    return pd.DataFrame({row: cells for row, cells in table.items() if cells}).T.fillna('')
 
 # %% ../nbs/11_results.ipynb #4bb30a13
 def show_ratios(
