@@ -23,7 +23,7 @@ from .tokenizer import Processor, open_studies
 
 # %% ../nbs/10b_ablation.ipynb #eb510084
 VARIANTS = {  # name → fields of `Stage` that differ in stage 2; `only`: the one stage there is
-    'default': {}, 'stage 1 only': dict(only=1), 'stage 2 only': dict(only=2),
+    'default': {}, 'stage 1 only': dict(only=1), 'stage 2 only': dict(only=2), 'nothing hidden': dict(image_ratio=0., text_ratio=0.),
     'stage 1 only without places': dict(only=1, places=False), 'stage 1 only with the rotary of Phi-2': dict(only=1, rotary='phi'), 'stage 1 only by AdamW': dict(only=1, optimizer='adamw'), 'stage 1 only with dropout': dict(only=1, dropout=.1),
     'image targets masked': dict(image_targets='masked'), 'image targets visible': dict(image_targets='visible'),
     'text targets masked': dict(text_targets='masked'), 'both targets masked': dict(image_targets='masked', text_targets='masked'),
@@ -141,7 +141,7 @@ def show_budget(
             ax.plot(table[table.variant == 'default'].groupby('steps')['AUROC 0%, layer 0'].mean(), ':', label='its layer 0')
             for r, style in zip(beside, ('--', '-.')): ax.axhline(r.value, color='gray', lw=.7, ls=style, label=r.model)
             ax.legend(fontsize=6)
-        ax.set(title=column, xlabel='steps of each stage', xscale='log'); ax.title.set_fontsize(9); ax.tick_params(labelsize=7)
+        ax.set(title=column, xlabel='steps of each stage', xscale='log'); ax.set_xticks(table.steps.unique(), table.steps.unique()); ax.minorticks_off(); ax.title.set_fontsize(9); ax.tick_params(labelsize=7)
     if path:
         with atomic(path) as part: fig.savefig(part, format='png', dpi=110)
     return fig

@@ -305,7 +305,7 @@ def weighted_mean(
 @dataclass(frozen=True)
 class Record:
     "One measured number."
-    task: str      # tokenizer, classify, inpaint, report, guidance, retrieve, ablation or benchmark
+    task: str      # tokenizer, classify, inpaint, report, guidance, retrieve, rates, ablation or benchmark
     model: str     # 'stage 2', or the name of a baseline
     metric: str    # for example 'AUROC macro'
     value: float
