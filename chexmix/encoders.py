@@ -57,7 +57,7 @@ def pixel_batch(
     return read_images(rows['path'], s.image_size)[:, None] * 2 - 1, rows['text']
 
 # %% ../nbs/10a_encoders.ipynb #593a6afb
-RATES = dict(mae=1., clip=.5, words=1., fusion=1.)  # peak learning rate of each part, as a multiple of the run's; searched below
+RATES = dict(mae=.5, clip=.5, words=2., fusion=1.)  # peak learning rate of each part, as a multiple of the run's; searched below
 
 def train_part(
     place: Path,    # folder of its weights
@@ -301,8 +301,8 @@ def train_fusion(
 ) -> LateFusion:  # in evaluation mode
     "Train all four parts, each once; the weights of all in `fusion/`."
     joined, batch = max(1, s.stage2_steps // 8), partial(pair_batch, split_rows(open_store(folder/'store'), 'train'), s, processor)
-    clip = train_clip(folder, s, processor, s.stage1_steps)
-    model = seeded(lambda: LateFusion(clip, train_words(folder, s, processor).lm.requires_grad_(False)), s.seed)
+    clip, words = train_clip(folder, s, processor, s.stage1_steps), train_words(folder, s, processor)
+    model = seeded(lambda: LateFusion(clip, words.lm.requires_grad_(False)), s.seed)
     train_part(folder/'projection', model, batch, joined, RATES['fusion'] * s.lr, s.seed)
     model.lm.requires_grad_(True)
     return train_part(folder/'fusion', model, batch, s.stage2_steps - s.stage2_steps // 2 - joined, RATES['fusion'] * s.lr, s.seed)
@@ -367,6 +367,7 @@ def try_rates(
     "Held-out loss of each part at each learning rate, in `rates/`; late fusion starts from the run's own encoder and words. Saved as `results/encoders_rates.json`."
     layout, info = processor.layout, read_json(folder/'store'/'info.json')
     train, valid = (split_rows(open_store(folder/'store'), split) for split in ('train', 'valid'))
+    train_clip(folder, s, processor, s.stage1_steps), train_words(folder, s, processor)  # each try of late fusion reads them anew
     parts = dict(mae=(lambda: MaskedAutoencoder(s), mae_batch, .05), clip=(lambda: Contrastive(new_clip(s, layout), layout.pad), clip_batch, .1), words=(lambda: Words(new_model(s, layout, s.seed)), word_batch, .1),
                  fusion=(lambda: LateFusion(train_clip(folder, s, processor, s.stage1_steps), train_words(folder, s, processor).lm), pair_batch, .1))
     records = []
