@@ -278,6 +278,6 @@ def evaluate_findings(
     for name, images in seen.items():
         i = interval(macro(weighted_auroc, labels[:, findings], judge_images(judge, images)[:, findings]), holes.patients, seed=seed)
         records.append(Record('inpaint findings', name, 'AUROC of the judge', i.value, i.low, i.high, len(images), seed, dict(hole='random', ratio=ratio, steps=steps, findings=len(findings))))
-    command = papermill_command('07_inpaint', folder, data=Path(data).name or None, judge_steps=steps, seed=seed, models=models)
+    command = papermill_command('07_inpaint', folder, data=Path(data).name or None, judge_steps=steps, judge_most=most, seed=seed, models=models)
     save_records(folder, 'inpaint_findings', records, info, {name: content_hash(folder/name/'model.safetensors') for name in models}, command)
     return records
