@@ -173,9 +173,9 @@ def claims(
     folders: list[Path],  # of records
 ) -> pd.DataFrame:        # a row for each claim and study: the paper's figure, ours at each ratio (mean over seeds), judgement, why
     "The paper's claims beside these records; what was not measured stays a marked gap."
-    rows = []
+    rows, studies = [], by_study(folders)
     for claim, paper, *how in CLAIMS:
-        for study, seeds in by_study(folders).items():
+        for study, seeds in studies.items():
             gains, judgements, reasons = zip(*(judge_claim(records, *how) for records in seeds))
             means = np.mean([g for g in gains if g], 0) if any(gains) else []
             rows.append((claim, study, len(seeds), paper, ', '.join(f'{m:+.1%}' for m in means) or 'not run',
