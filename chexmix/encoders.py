@@ -7,7 +7,7 @@ __all__ = ['RATES', 'vit_sizes', 'seeded', 'pixel_batch', 'train_part', 'MaskedA
            'hidden_share', 'mae_run', 'visible_means', 'mae_features', 'mae_filling', 'new_clip', 'text_rows',
            'Contrastive', 'clip_batch', 'train_clip', 'text_loss', 'LateFusion', 'Words', 'report_rows', 'word_batch',
            'pair_batch', 'train_words', 'train_fusion', 'fusion_inputs', 'fusion_features', 'fusion_reports',
-           'try_rates', 'text_filling', 'evaluate_encoders']
+           'word_reports', 'try_rates', 'text_filling', 'step_flops', 'training_costs', 'evaluate_encoders']
 
 # %% ../nbs/10a_encoders.ipynb #a69f2771
 from functools import partial
@@ -17,16 +17,17 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from datasets import Dataset
 from safetensors.torch import load_model, save_model
-from transformers import CLIPConfig, CLIPModel, ViTMAEConfig, ViTMAEForPreTraining
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPConfig, CLIPModel, LogitsProcessorList, ViTMAEConfig, ViTMAEForPreTraining
 
 from .classify import cohorts, pooling, score_system
 from .core import Layout, Record, Settings, UserError, atomic, claim, content_hash, default_device, interval, open_run, papermill_command, read_json, rng, save_records, weighted_mean
 from .inpaint import Holes, cell_pixels, inpaint_holes, paste, score_filling, show_fillings
-from .model import ChexmixForCausalLM, evaluating, generate_images, greedy_ids, is_text, new_model, position_losses, region_means, report_ids, study_masks
-from .pretrain import load_model as trained, pretrain
+from .model import ChexmixForCausalLM, OnlyIds, causal_loss, evaluating, generate_images, greedy_ids, is_text, new_model, position_losses, region_means, report_ids, study_masks
+from .pretrain import Batches, load_model as trained, pretrain, stage_settings
 from .report import report_studies, score_report
 from .tokenizer import Processor, open_store, open_studies, read_images, split_rows
-from .training import batch_indices, fit
+from .training import Team, batch_indices, fit
 
 # %% ../nbs/10a_encoders.ipynb #8542c059
 def vit_sizes(
@@ -355,6 +356,24 @@ def fusion_reports(
         ids = greedy_ids(model.lm, out.last_hidden_state[:, -1], out.past_key_values, allowed, closing, min(max_new_tokens, room), guidance=model.lm.config.guidance)
     return [processor.text_tokenizer.decode([i for i in row if is_text(torch.tensor(i), layout)]) for row in ids.tolist()]
 
+# %% ../nbs/10a_encoders.ipynb #7f100002
+def word_reports(
+    words: Words,
+    processor: Processor,
+    n: int,              # reports
+    seed: int = 0,       # of the draws
+    max_new_tokens: int = 200,
+) -> list[str]:
+    "Reports drawn from a language model that sees no image."
+    layout, lm = processor.layout, words.lm
+    closing, allowed = report_ids(layout)
+    start = torch.full((n, 1), layout.text_start, device=lm.device)
+    with evaluating(words), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        ids = lm.generate(start, attention_mask=torch.ones_like(start), do_sample=True, max_new_tokens=min(max_new_tokens, lm.config.max_position_embeddings - 1), min_new_tokens=5,
+                          eos_token_id=closing, pad_token_id=layout.pad, logits_processor=LogitsProcessorList([OnlyIds(allowed)]))
+    return [processor.text_tokenizer.decode([i for i in row if is_text(torch.tensor(i), layout)], skip_special_tokens=True) for row in ids[:, 1:].tolist()]
+
 # %% ../nbs/10a_encoders.ipynb #7a7e0002
 def try_rates(
     folder: Path,      # of the run
@@ -394,6 +413,39 @@ def text_filling(
     codes = {key: torch.where(mask, drawn, holes.codes) for key, mask in holes.masks.items()}
     return {key: (c, paste(processor, c, holes.images, holes.masks[key])) for key, c in codes.items()}
 
+# %% ../nbs/10a_encoders.ipynb #7f200002
+def step_flops(
+    forward,   # (model, *inputs) → loss
+    model: torch.nn.Module,
+    batch_at,  # step → inputs
+    steps: int = 4,
+) -> float:
+    "Floating-point operations of a training step, forward and backward, as torch counts them; mean over the first steps."
+    with FlopCounterMode(display=False) as counter:
+        for step in range(steps): forward(model, *batch_at(step)).backward()
+    model.zero_grad()
+    return counter.get_total_flops() / steps
+
+# %% ../nbs/10a_encoders.ipynb #7f200005
+def training_costs(
+    s: Settings,
+    processor: Processor,
+    store: Dataset,  # training studies
+) -> list[Record]:   # TFLOP of the whole training; in `detail` parameters and steps
+    "What it costs to train our stages and the other systems, by the arithmetic of their first steps."
+    both, c, layout = s.stage1_steps + s.stage2_steps, stage_settings(s, 1), processor.layout
+    lm, mae, clip = new_model(s, layout, 0), MaskedAutoencoder(s), Contrastive(new_clip(s, layout), layout.pad)
+    words, fusion = Words(new_model(s, layout, 0)), LateFusion(clip.clip, new_model(s, layout, 0))
+    def flops(model, batch_at): return step_flops(lambda model, *inputs: model(*inputs)[0], model, lambda step: batch_at(store, s, processor, step)[:-1])
+    batches = Batches(store, c, layout, Team(0, 1, torch.device('cpu')))
+    ours = step_flops(lambda model, ids: causal_loss(model, ids, ids.masked_fill(ids == layout.pad, -100))[0], lm, lambda step: batches(step)[:1])
+    contrast, alone, fused = flops(clip, clip_batch), flops(words, word_batch), flops(fusion, pair_batch)
+    late = s.stage1_steps * contrast + s.stage2_steps // 2 * alone + (s.stage2_steps - s.stage2_steps // 2) * fused
+    costs = {'stage1': (ours * s.stage1_steps, lm, s.stage1_steps), 'stage2': (ours * both, lm, both), 'text alone': (ours * both, lm, both),
+             'masked autoencoder': (flops(mae, mae_batch) * both, mae, both), 'late fusion': (late, fusion, both), 'words alone': (alone * (s.stage2_steps // 2), words, s.stage2_steps // 2)}
+    return [Record('cost', name, 'training TFLOP', total / 1e12, float('nan'), float('nan'), steps * s.batch, s.seed, dict(parameters=sum(p.numel() for p in model.parameters()), steps=steps))
+            for name, (total, model, steps) in costs.items()]
+
 # %% ../nbs/10a_encoders.ipynb #e13d6cca
 def evaluate_encoders(
     folder: Path,       # of the run
@@ -422,8 +474,10 @@ def evaluate_encoders(
     for ratio in report_ratios:
         written = fusion_reports(fusion, processor, images, study_masks(rows['study_id'], s.grid**2, ratio, seed), holes.mean_image)
         records += score_report(written, rows['text'][:], rows['patient_id'][:], 'late fusion', seed, ratio=ratio)
+    records += score_report(word_reports(train_words(folder, s, processor), processor, len(rows), seed), rows['text'][:], rows['patient_id'][:], 'words alone', seed, ratio=0)
+    records += training_costs(s, processor, split_rows(open_store(folder/'store'), 'train'))
     plt.close(show_fillings({'masked autoencoder': filling, 'text alone': alone}, holes, 'random', folder/'figures'/'encoders_inpaint.png'))
     command = papermill_command('10a_encoders', folder, data=Path(data).name or None, most=most, seed=seed, uncertain=uncertain, regions=regions, inpaint_most=inpaint_most, report_most=report_most, ratios=ratios)
-    weights = {'masked autoencoder': content_hash(folder/'mae'/'model.safetensors'), 'late fusion': content_hash(folder/'fusion'/'model.safetensors'), 'text alone': content_hash(folder/'text_alone'/'model.safetensors')}
+    weights = {'masked autoencoder': content_hash(folder/'mae'/'model.safetensors'), 'late fusion': content_hash(folder/'fusion'/'model.safetensors'), 'words alone': content_hash(folder/'words'/'model.safetensors'), 'text alone': content_hash(folder/'text_alone'/'model.safetensors')}
     save_records(folder, 'encoders', records, info, weights, command)
     return records

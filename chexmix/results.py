@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEADLINE', 'TASKS', 'HIGH', 'ALL', 'CLAIMS', 'STYLE', 'SECTIONS', 'results_folder', 'judged_folders', 'select',
            'headline', 'verdict', 'comparisons', 'conclusions', 'beats_input', 'judge_claim', 'by_study', 'claims',
-           'over_seeds', 'show_ratios', 'summary', 'picture', 'section', 'results_page']
+           'over_seeds', 'over_ratios', 'show_ratios', 'summary', 'picture', 'section', 'results_page']
 
 # %% ../nbs/11_results.ipynb #897430b4
 import base64, html, re
@@ -43,10 +43,11 @@ HEADLINE = (  # task, metric, what `detail` must say, name of the row
     ('report', 'BLEU-4', {'ratio': 0}, 'report BLEU-4'), ('report', 'distinct reports', {'ratio': 0}, 'distinct reports, share'),
     ('retrieve', 'R@10', {'direction': 'image→report', 'by': 'likelihood'}, 'image→report R@10, by likelihood'),
     ('retrieve', 'R@10', {'direction': 'image→report', 'by': 'embedding'}, 'image→report R@10, by embedding'),
-    ('retrieve', 'R@10', {'direction': 'report→image', 'by': 'embedding'}, 'report→image R@10, by embedding'))
+    ('retrieve', 'R@10', {'direction': 'report→image', 'by': 'embedding'}, 'report→image R@10, by embedding'),
+    ('cost', 'training TFLOP', {}, 'arithmetic of training, TFLOP'))
 
 # %% ../nbs/11_results.ipynb #50ea9150
-TASKS = {'tokenizer': 'Reconstruction', 'classify': 'Classification', 'inpaint': 'Inpainting', 'report': 'Reports', 'retrieve': 'Retrieval'}  # task → title
+TASKS = {'tokenizer': 'Reconstruction', 'classify': 'Classification', 'inpaint': 'Inpainting', 'report': 'Reports', 'retrieve': 'Retrieval', 'cost': 'Cost'}  # task → title
 
 # %% ../nbs/11_results.ipynb #981eb116
 def select(
@@ -101,7 +102,7 @@ def comparisons(
     rows = []
     for task, metric, detail, row in HEADLINE[1:]:
         found = select(records, task, metric, **detail).set_index('model')
-        if model in found.index and np.isfinite(found.value[model]) and metric != 'distinct reports':
+        if model in found.index and np.isfinite(found.value[model]) and metric not in ('distinct reports', 'training TFLOP'):
             rows += [dict(measurement=row, beside=other, difference=round(found.value[model] - found.value[other], 3), verdict=verdict(found.loc[model], found.loc[other]))
                      for other in found.index if other not in (model, 'true codes')]
     return pd.DataFrame(rows)
@@ -194,17 +195,31 @@ def over_seeds(
     return pd.DataFrame({row: cells for row, cells in table.items() if cells}).T.fillna('')
 
 # %% ../nbs/11_results.ipynb #4bb30a13
+def over_ratios(
+    seeds: list[pd.DataFrame],  # records, one frame a seed
+    task: str,
+    metric: str,
+) -> dict[str, pd.DataFrame]:   # model → value, low, high at each ratio
+    "Mean over seeds with the lowest and highest; of a single seed its 95% interval."
+    rows = pd.concat([select(records, task, metric, ratio=r, hole='random').assign(ratio=r) for records in seeds for r in (0, .25, .5, .75, .9)])
+    return {model: (found.set_index('ratio')[['value', 'low', 'high']] if len(seeds) == 1 else found.groupby('ratio').value.agg(['mean', 'min', 'max']).set_axis(['value', 'low', 'high'], axis=1))
+            for model, found in rows.groupby('model', sort=False)}
+
 def show_ratios(
-    records: pd.DataFrame,
-    path: Path | None = None,  # the picture is also written there
+    seeds: list[pd.DataFrame],  # as for `over_ratios`
+    path: Path | None = None,   # the picture is also written there
 ):
-    "Macro AUROC over the share of masked image codes, with 95% bands."
-    fig, ax = plt.subplots(figsize=(6, 3.2), dpi=80, layout='constrained')
-    curves = pd.concat([select(records, 'classify', 'AUROC macro', ratio=r).assign(ratio=r) for r in (0, .25, .5, .75, .9)])
-    for model, rows in curves.groupby('model', sort=False):
-        line, = ax.plot(rows.ratio, rows.value, marker='o', ms=3, label=model, ls='-' if model.startswith('stage') else '--')
-        ax.fill_between(rows.ratio, rows.low, rows.high, color=line.get_color(), alpha=.12 if model.startswith('stage') else .05)
-    ax.axhline(.5, color='gray', lw=.5); ax.set(xlabel='share of image codes masked', ylabel='macro AUROC'); ax.legend(fontsize=7, ncols=2)
+    "Classification, inpainting and reports over the share of the image that is hidden."
+    fig, axes = plt.subplots(1, 3, figsize=(13, 4.6), dpi=80, layout='constrained')
+    colors = {}
+    for ax, (task, metric) in zip(axes, (('classify', 'AUROC macro'), ('inpaint', 'PSNR'), ('report', 'label F1 micro'))):
+        for model, rows in over_ratios(seeds, task, metric).items():
+            ours = model.startswith('stage')
+            line, = ax.plot(rows.index, rows.value, marker='o', ms=3, label=model, ls='-' if ours else '--', color=colors.setdefault(model, plt.cm.tab20(len(colors) % 20)))
+            ax.fill_between(rows.index, rows.low, rows.high, color=line.get_color(), alpha=.15 if ours else .06)
+        ax.set(xlabel='share of the image hidden', title=f'{TASKS[task]}: {metric}')
+    handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
+    fig.legend(handles.values(), handles.keys(), fontsize=7, ncols=7, loc='outside lower center')
     if path:
         with atomic(path) as part: fig.savefig(part, format='png', dpi=110)
     return fig
