@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'Cohort', 'cohort', 'cohorts', 'enough', 'judged', 'say_skipped', 'model_features', 'pooling',
-           'weight_by_rank', 'weighted_auroc', 'weighted_auprc', 'macro', 'Probe', 'fit_one', 'fit_probe',
+           'weight_by_rank', 'weighted_auroc', 'weighted_auprc', 'macro', 'f1', 'Probe', 'fit_one', 'fit_probe',
            'valid_score', 'sweep', 'test_records', 'score_system', 'save_probe', 'load_probe', 'classify',
            'show_findings', 'evaluate_classify']
 
@@ -153,6 +153,21 @@ def macro(
         values = np.stack([one(weights) for one in each])  # (F, draws)
         known = np.isfinite(values)
         with np.errstate(invalid='ignore'): return np.where(known, values, 0).sum(0) / known.sum(0)
+    return statistic
+
+# %% ../nbs/06_classify.ipynb #74fa5db3
+def f1(
+    predicted: np.ndarray,  # (n, F) bool
+    true: np.ndarray,       # same
+    macro: bool = False,    # mean over the findings that occur, instead of one pool of all
+):
+    "F1 of named findings as a statistic for `interval`: (R, n) weights → (R,) values; NaN where nothing is named and nothing is there."
+    both, either = (predicted & true).astype(float), predicted.astype(float) + true
+    def statistic(weights):
+        hits, all_named, occurs = 2 * weights @ both, weights @ either, weights @ true.astype(float) > 0  # (R, F)
+        with np.errstate(invalid='ignore'):
+            if not macro: return hits.sum(1) / all_named.sum(1)
+            return (hits / np.maximum(all_named, 1e-12) * occurs).sum(1) / occurs.sum(1)
     return statistic
 
 # %% ../nbs/06_classify.ipynb #146252c2

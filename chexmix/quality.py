@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['jpeg', 'best_jpeg', 'patches', 'join', 'PatchPCA', 'through_codes', 'same_bits', 'show_error', 'picture_records',
-           'finding_records', 'with_grid', 'grid_tokenizers', 'swapped', 'quality_records', 'finding_table']
+           'finding_records', 'with_grid', 'grid_tokenizers', 'best_threshold', 'reader_records', 'swapped',
+           'quality_records', 'finding_table']
 
 # %% ../nbs/06b_quality.ipynb #27c54563
 import io, math
@@ -16,7 +17,7 @@ from PIL import Image
 from sklearn.cluster import KMeans
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from .classify import cohort, enough, macro, weighted_auroc
+from .classify import Cohort, cohort, enough, f1, macro, weighted_auroc
 from .core import Record, Settings, UserError, atomic, content_hash, interval, open_run, papermill_command, run_path, save_records, weighted_mean
 from .data import read_table
 from .judge import FindingsCNN, judge_images, train_judge
@@ -184,6 +185,37 @@ def grid_tokenizers(
     made, manifest = {f'codes {s.grid}×{s.grid}': VQModel.from_pretrained(folder/'image_tokenizer')}, read_table(folder/'manifest.csv')
     for grid in grids: made[f'codes {grid}×{grid}'] = train_image_tokenizer(folder/'grids'/str(grid), with_grid(s, grid), manifest).eval()
     return made
+
+# %% ../nbs/06b_quality.ipynb #06b00002
+def best_threshold(
+    scores: np.ndarray,  # (n, F) logits
+    true: np.ndarray,    # (n, F) bool
+) -> float:
+    "The threshold of logits, the same for all findings, with the largest micro F1."
+    return max(np.quantile(scores, np.linspace(.3, .99, 70)), key=lambda t: f1(scores > t, true)(np.ones((1, len(true))))[0])
+
+# %% ../nbs/06b_quality.ipynb #06b00004
+def reader_records(
+    place: Path,                # folder of the readers
+    tokenizers: dict,           # name → image tokenizer
+    images: dict,               # split → (N, H, W) originals; train, valid, test
+    groups: dict[str, Cohort],  # split → studies
+    steps: int,                 # of each reader
+    seed: int = 0,
+) -> list[Record]:
+    "AUROC and micro F1 of findings that a network learned from originals, and from what the codes of each tokenizer are painted as; trained once each."
+    test, records = groups['test'], []
+    findings = np.flatnonzero(enough(test.labels, 5))
+    for name, tokenizer in {'original': None, **tokenizers}.items():
+        seen = {split: x if tokenizer is None else through_codes(tokenizer, x)[0] for split, x in images.items()}
+        reader = train_judge(place/name.replace(' ', '_'), seen['train'], groups['train'].labels, steps, seed=seed)
+        scores = {split: judge_images(reader, seen[split]) for split in ('valid', 'test')}
+        named = scores['test'] > best_threshold(scores['valid'], groups['valid'].labels == 1)
+        detail = dict(steps=steps, train=len(groups['train'])) | ({} if tokenizer is None else dict(grid=tokenizer.config.grid))
+        for metric, statistic in (('reader AUROC', macro(weighted_auroc, test.labels[:, findings], scores['test'][:, findings])), ('reader F1', f1(named, test.labels == 1))):
+            i = interval(statistic, test.patients, seed=seed)
+            records.append(Record('tokenizer quality', 'reader of originals' if tokenizer is None else 'reader of codes', metric, i.value, i.low, i.high, len(test), seed, detail))
+    return records
 
 # %% ../nbs/06b_quality.ipynb #f09b26ec
 def swapped(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ELSEWHERE', 'report_studies', 'write_reports', 'write_report', 'bleu_counts', 'bleu', 'rouge_l', 'affirmed',
-           'named_findings', 'f1', 'f1_others', 'report_statistics', 'score_report', 'finding_records',
-           'constant_report', 'unique_ids', 'hand_over', 'read_hand_over', 'radgraph_f1', 'chexbert_f1', 'green',
-           'score_elsewhere', 'choose_examples', 'save_examples', 'finding_marks', 'example_cards', 'draw_ratios',
-           'draw_findings', 'reports_at_ratios', 'judge_reports', 'judge_guidance', 'evaluate_report']
+           'named_findings', 'f1_others', 'report_statistics', 'score_report', 'finding_records', 'constant_report',
+           'unique_ids', 'hand_over', 'read_hand_over', 'radgraph_f1', 'chexbert_f1', 'green', 'score_elsewhere',
+           'choose_examples', 'save_examples', 'finding_marks', 'example_cards', 'draw_ratios', 'draw_findings',
+           'reports_at_ratios', 'judge_reports', 'judge_guidance', 'evaluate_report']
 
 # %% ../nbs/08_report.ipynb #4210b624
 import base64, html, json, tempfile
@@ -24,6 +24,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from .classify import f1
 from .core import (Interval, Record, UserError, atomic, content_hash, interval, open_run, papermill_command, progress, read_json, save_records, weighted_mean,
                           write_json)
 from .inpaint import hide_cells
@@ -115,21 +116,6 @@ def named_findings(
 ) -> np.ndarray:  # (n, 14) bool, in the order of FINDINGS
     "Which findings each report affirms."
     return np.array([affirmed(text) for text in texts], dtype=bool).reshape(-1, len(FINDINGS))
-
-# %% ../nbs/08_report.ipynb #74fa5db3
-def f1(
-    predicted: np.ndarray,  # (n, F) bool
-    true: np.ndarray,       # same
-    macro: bool = False,    # mean over the findings that occur, instead of one pool of all
-):
-    "F1 of named findings as a statistic for `interval`: (R, n) weights → (R,) values; NaN where nothing is named and nothing is there."
-    both, either = (predicted & true).astype(float), predicted.astype(float) + true
-    def statistic(weights):
-        hits, all_named, occurs = 2 * weights @ both, weights @ either, weights @ true.astype(float) > 0  # (R, F)
-        with np.errstate(invalid='ignore'):
-            if not macro: return hits.sum(1) / all_named.sum(1)
-            return (hits / np.maximum(all_named, 1e-12) * occurs).sum(1) / occurs.sum(1)
-    return statistic
 
 # %% ../nbs/08_report.ipynb #4d44cc64
 def f1_others(

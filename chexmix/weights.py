@@ -24,12 +24,15 @@ MOST_MB = 25  # model, image tokenizer, text tokenizer, card and candidate repor
 # %% ../nbs/12b_weights.ipynb #98accee6
 def training_commands(
     s: Settings,
+    stage: int,  # 1 or 2, of the weights
+    steps: int,  # of that stage
     run: str = 'mine',
 ) -> list[str]:
     "The commands that train a run with these settings from nothing."
     changes = [f'--set {name}={value}' for name, value in vars(s).items() if name not in ('preset', 'seed') and value != getattr(PRESETS[s.preset], name)]
     first = ' '.join([f'chexmix tokenizer --run {run} --preset {s.preset} --seed {s.seed}', *changes])
-    return [first, *(f'chexmix {words} --run {run}' for words in ('pretrain --stage 2', 'classify'))]
+    more = '' if steps == (s.stage1_steps if stage == 1 else s.stage2_steps) else f' --steps {steps}'
+    return [first, f'chexmix pretrain --stage {stage}{more} --run {run}', f'chexmix classify --run {run}']
 
 # %% ../nbs/12b_weights.ipynb #6236718d
 LIMITS = (
@@ -75,8 +78,9 @@ def pack_facts(
     if not told['tokenizer']['data']['synthetic']: raise UserError(f'{folder.name} was trained on {told["tokenizer"]["data"]["name"]}: only weights from synthetic studies are packed')
     weights, measured = content_hash(folder/stage/'model.safetensors'), told['report']['weights'].get(stage)
     if weights != measured: raise UserError(f'the records of {folder.name} are of other weights ({measured}, not {weights}): evaluate {stage} again first')
+    trained = read_json(folder/stage/'settings.json')
     return dict(stage=stage, settings=vars(s) | {'channel_mult': list(s.channel_mult)}, data=told['tokenizer']['data'], weights=weights, device=told['report']['device'],
-                versions=', '.join(f'{name} {v}' for name, v in told['report']['versions'].items()), training=training_commands(s), command=f'chexmix pack --run {folder.name}', date=time.strftime('%Y-%m-%d'))
+                versions=', '.join(f'{name} {v}' for name, v in told['report']['versions'].items()), training=training_commands(s, trained['stage'], trained['steps']), command=f'chexmix pack --run {folder.name} --stage {stage}', date=time.strftime('%Y-%m-%d'))
 
 # %% ../nbs/12b_weights.ipynb #4c37e902
 def pack_run(
