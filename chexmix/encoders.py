@@ -58,7 +58,7 @@ def pixel_batch(
     return read_images(rows['path'], s.image_size)[:, None] * 2 - 1, rows['text']
 
 # %% ../nbs/10a_encoders.ipynb #593a6afb
-RATES = dict(mae=.5, clip=.5, words=2., fusion=1.)  # peak learning rate of each part, as a multiple of the run's; searched below
+RATES = dict(mae=1., clip=.5, words=2., fusion=1.)  # peak learning rate of each part, as a multiple of the run's; searched below
 
 def train_part(
     place: Path,    # folder of its weights
@@ -84,6 +84,10 @@ class MaskedAutoencoder(torch.nn.Module):
         super().__init__()
         decoder = dict(decoder_hidden_size=s.width // 2, decoder_num_hidden_layers=2, decoder_num_attention_heads=s.heads, decoder_intermediate_size=s.mlp // 2)
         self.vit = ViTMAEForPreTraining(ViTMAEConfig(**vit_sizes(s), **decoder, norm_pix_loss=False))
+        embeddings = self.vit.vit.embeddings  # transformers 5 leaves both tables of positions at zero: it thinks that they are set
+        embeddings.patch_embeddings.projection._is_hf_initialized = False
+        embeddings.initialize_weights()
+        self.vit.decoder.initialize_weights(s.grid**2)
 
     def forward(self, pixels, draws): return self.vit(pixels, noise=draws).loss, {}
 

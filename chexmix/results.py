@@ -167,14 +167,14 @@ def by_study(
     for folder in folders:
         told = read_json(folder/'classify.json') if (folder/'classify.json').exists() else read_json(folder/'tokenizer.json')
         c, d = told['config'], told['data']
-        studies.setdefault(f'{d["n"]} {d["name"]}, {c["stage1_steps"]} + {c["stage2_steps"]} steps', []).append(load_records(folder))
+        studies.setdefault(f'{d["n"]} {d["name"]}, {c["grid"]}×{c["grid"]} codes, {c["stage1_steps"]} + {c["stage2_steps"]} steps', []).append(load_records(folder))
     return studies
 
 def claims(
     folders: list[Path],  # of records
 ) -> pd.DataFrame:        # a row for each claim and study: the paper's figure, ours at each ratio (mean over seeds), judgement, why
-    "The paper's claims beside these records; what was not measured stays a marked gap."
-    rows, studies = [], by_study(folders)
+    "The paper's claims beside the records of each study that has a stage 2; what was not measured stays a marked gap."
+    rows, studies = [], {study: seeds for study, seeds in by_study(folders).items() if any((records.model == 'stage2').any() for records in seeds)}
     for claim, paper, *how in CLAIMS:
         for study, seeds in studies.items():
             gains, judgements, reasons = zip(*(judge_claim(records, *how) for records in seeds))

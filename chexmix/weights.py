@@ -38,7 +38,7 @@ def training_commands(
 LIMITS = (
     'Never for clinical use: not a medical device, not tested on people, and no answer says anything about a patient.',
     'Trained on drawings of chests with sentences made by rules. A real radiograph gets an answer, too: it is about the drawing that it resembles most.',
-    'Less than two hours of training on two CPU cores. What a baseline does better stands in the table; most reports are one of a few sentences, and none of them depends on the image yet.',
+    'Less than an hour of training on two CPU cores. What a baseline does better stands in the table; reports follow the image, but fewer than half of the findings that they name or miss are right.',
     'Probabilities of findings are not calibrated.')
 
 # %% ../nbs/12b_weights.ipynb #01edbc50
@@ -71,7 +71,7 @@ def copy_weights(
 def pack_facts(
     folder: Path,  # of the run
     s: Settings,
-    stage: str,    # stage1 or stage2
+    stage: str,    # its folder
 ) -> dict:
     "What the card says of a run. Raises `UserError` where its studies are not synthetic, or the records are of other weights."
     told = {task: read_json(folder/'results'/f'{task}.json') for task in ('tokenizer', 'classify', 'report')}
@@ -96,7 +96,7 @@ def pack_run(
     with atomic(target) as part:
         copy_weights(folder/stage, part)
         (part/'classify').mkdir()
-        shutil.copyfile(folder/'classify'/f'{stage}.json', part/'classify'/f'{stage}.json')
+        shutil.copyfile(folder/'classify'/f'{stage}.json', part/'classify'/f'stage{read_json(part/"settings.json")["stage"]}.json')  # as `load_probe` looks for it
         (part/'reports.txt').write_text('\n'.join(list(dict.fromkeys(t for t in texts if t.strip()))[:reports]) + '\n', encoding='utf-8')
         facts['size_MB'] = round(sum(p.stat().st_size for p in part.rglob('*') if p.is_file()) / 1e6, 1)
         if facts['size_MB'] > MOST_MB: raise UserError(f'{folder.name} takes {facts["size_MB"]} MB, more than {MOST_MB}: pack a smaller preset')
