@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'UserError', 'Layout', 'codes_to_ids', 'is_code', 'ids_to_codes', 'Settings', 'settings', 'changed',
            'parse_changes', 'atomic', 'write_json', 'read_json', 'run_path', 'claim', 'start_run', 'open_run',
            'progress', 'default_device', 'rng', 'Interval', 'interval', 'weighted_mean', 'Record', 'content_hash',
-           'papermill_command', 'save_records', 'load_records']
+           'papermill_command', 'data_name', 'save_records', 'load_records']
 
 # %% ../nbs/00_core.ipynb #bb8f22a7
 import hashlib, json, math, os, platform, re, shutil, sys, tempfile, time
@@ -339,6 +339,12 @@ def papermill_command(
     return ' '.join([f'papermill nbs/{notebook}.ipynb out.ipynb --cwd nbs', *single, *(f'-y "{k}: [{", ".join(map(str, v))}]"' for k, v in lists.items())])
 
 # %% ../nbs/00_core.ipynb #c37d21b1
+def data_name(
+    path: str,  # '' = none
+) -> str:
+    "A data file as records name it: its folder and its own name, of no machine."
+    return '/'.join(Path(path).parts[-2:])
+
 def save_records(
     folder: str | Path,     # of the run; records go to its `results/`
     task: str,              # names the file
@@ -348,10 +354,10 @@ def save_records(
     command: str = '',      # what makes the same numbers again
 ):
     "Write `results/<task>.json`: the records and what they depend on."
-    versions = {name: version(name) for name in ('torch', 'transformers', 'numpy', 'scikit-learn')}
+    config, versions = read_json(Path(folder)/'settings.json'), {name: version(name) for name in ('torch', 'transformers', 'numpy', 'scikit-learn')}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
     write_json(Path(folder)/'results'/f'{task}.json', dict(
-        config=read_json(Path(folder)/'settings.json'), data=data, weights=weights, device=device,
+        config=config | {'data': data_name(config['data'])}, data=data, weights=weights, device=device,
         versions={'python': platform.python_version(), **versions}, command=command, date=time.strftime('%Y-%m-%d'),
         records=[asdict(r) for r in records]))
 

@@ -445,7 +445,7 @@ def training_costs(
     ours = step_flops(lambda model, ids: causal_loss(model, ids, ids.masked_fill(ids == layout.pad, -100))[0], lm, lambda step: batches(step)[:1])
     contrast, alone, fused = flops(clip, clip_batch), flops(words, word_batch), flops(fusion, pair_batch)
     late = s.stage1_steps * contrast + s.stage2_steps // 2 * alone + (s.stage2_steps - s.stage2_steps // 2) * fused
-    costs = {'stage1': (ours * s.stage1_steps, lm, s.stage1_steps), 'stage2': (ours * both, lm, both), 'text alone': (ours * both, lm, both),
+    costs = {'stage1': (ours * s.stage1_steps, lm, s.stage1_steps), **dict.fromkeys(('stage1_longer', 'stage2', 'text alone'), (ours * both, lm, both)),
              'masked autoencoder': (flops(mae, mae_batch) * both, mae, both), 'late fusion': (late, fusion, both), 'words alone': (alone * (s.stage2_steps // 2), words, s.stage2_steps // 2)}
     return [Record('cost', name, 'training TFLOP', total / 1e12, float('nan'), float('nan'), steps * s.batch, s.seed, dict(parameters=sum(p.numel() for p in model.parameters()), steps=steps))
             for name, (total, model, steps) in costs.items()]
@@ -479,7 +479,7 @@ def evaluate_encoders(
         written = fusion_reports(fusion, processor, images, study_masks(rows['study_id'], s.grid**2, ratio, seed), holes.mean_image)
         records += score_report(written, rows['text'][:], rows['patient_id'][:], 'late fusion', seed, ratio=ratio)
     records += score_report(word_reports(train_words(folder, s, processor), processor, len(rows), seed), rows['text'][:], rows['patient_id'][:], 'words alone', seed, ratio=0)
-    records += training_costs(s, processor, split_rows(open_store(folder/'store'), 'train'))
+    records += [r for r in training_costs(s, processor, split_rows(open_store(folder/'store'), 'train')) if r.model != 'stage1_longer' or (folder/r.model).exists()]
     plt.close(show_fillings({'masked autoencoder': filling, 'text alone': alone}, holes, 'random', folder/'figures'/'encoders_inpaint.png'))
     command = papermill_command('10a_encoders', folder, data=Path(data).name or None, most=most, seed=seed, uncertain=uncertain, regions=regions, inpaint_most=inpaint_most, report_most=report_most, ratios=ratios)
     weights = {'masked autoencoder': content_hash(folder/'mae'/'model.safetensors'), 'late fusion': content_hash(folder/'fusion'/'model.safetensors'), 'words alone': content_hash(folder/'words'/'model.safetensors'), 'text alone': content_hash(folder/'text_alone'/'model.safetensors')}

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['HEADLINE', 'TASKS', 'HIGH', 'ALL', 'CLAIMS', 'STYLE', 'SECTIONS', 'results_folder', 'judged_folders', 'select',
-           'headline', 'verdict', 'comparisons', 'conclusions', 'beats_input', 'judge_claim', 'by_study', 'claims',
-           'over_seeds', 'over_ratios', 'show_ratios', 'summary', 'picture', 'section', 'results_page']
+           'headline', 'verdict', 'comparisons', 'conclusions', 'beats_input', 'judge_claim', 'judged_data', 'by_study',
+           'claims', 'over_seeds', 'over_ratios', 'show_ratios', 'over_steps', 'show_steps', 'summary', 'picture',
+           'section', 'results_page']
 
 # %% ../nbs/11_results.ipynb #897430b4
 import base64, html, re
@@ -146,42 +147,51 @@ def judge_claim(
     metric: str,
     ratios: tuple,  # masking ratios that the claim is about
     model: str = 'stage2',
-) -> tuple[list[float], str, str]:  # our gain at each ratio; replicated, contradicted or undecided; why
+) -> tuple[list[float], str, str, int]:  # our gain at each ratio; replicated, contradicted or undecided; why; test studies
     "One claim by our records, by the rule of `verdict` at every ratio; of another stage the one of equal steps (`…_longer`), where it was measured."
     if (records.model == f'{other}_longer').any(): other = f'{other}_longer'
     found = [select(records, task, metric, ratio=r, hole='random').set_index('model') for r in ratios]
     if missing := [name for name in (model, other) if any(name not in f.index or not np.isfinite(f.value[name]) for f in found)]:
-        return [], 'undecided', f'no {metric} of {" and ".join(missing)}'
+        return [], 'undecided', f'no {metric} of {" and ".join(missing)}', 0
     gains = [f.value[model] / f.value[other] - 1 for f in found]
     verdicts = [verdict(f.loc[model], f.loc[other]) for f in found]
     said = f'intervals apart at {sum(v == "better" for v in verdicts)} of {len(ratios)} ratios in favour, at {sum(v == "worse" for v in verdicts)} against'
-    if not beats_input(records, model): return gains, 'undecided', f'{model} does not beat its own input layer: too little training; {said}'
-    return gains, 'replicated' if set(verdicts) == {'better'} else 'contradicted' if 'worse' in verdicts else 'undecided', said
+    n = int(found[0].n[model])
+    if not beats_input(records, model): return gains, 'undecided', f'{model} does not beat its own input layer: too little training; {said}', n
+    return gains, 'replicated' if set(verdicts) == {'better'} else 'contradicted' if 'worse' in verdicts else 'undecided', said, n
 
 # %% ../nbs/11_results.ipynb #7cccae3a
+def judged_data(
+    folder: Path,  # of records
+) -> tuple[str, dict]:  # what was measured on, through which codes; settings of the run
+    "Data and codes of a run's records, in words; where the models learned from synthetic studies only, those too."
+    told = read_json(folder/'classify.json') if (folder/'classify.json').exists() else read_json(folder/'tokenizer.json')
+    c, d = told['config'], told['data']
+    learned = '' if c['data'] or d['synthetic'] else f', models of {c["n_studies"]} synthetic studies'
+    return f'{d["n"]} {d["name"]}{learned}, {c["grid"]}×{c["grid"]} codes', c
+
 def by_study(
     folders: list[Path],  # of records
 ) -> dict[str, list[pd.DataFrame]]:
     "Records of each study, one frame a run: runs of the same data and steps are seeds of one study."
     studies = {}
     for folder in folders:
-        told = read_json(folder/'classify.json') if (folder/'classify.json').exists() else read_json(folder/'tokenizer.json')
-        c, d = told['config'], told['data']
-        studies.setdefault(f'{d["n"]} {d["name"]}, {c["grid"]}×{c["grid"]} codes, {c["stage1_steps"]} + {c["stage2_steps"]} steps', []).append(load_records(folder))
+        data, config = judged_data(folder)
+        studies.setdefault(f'{data}, {config["stage1_steps"]} + {config["stage2_steps"]} steps', []).append(load_records(folder))
     return studies
 
 def claims(
     folders: list[Path],  # of records
 ) -> pd.DataFrame:        # a row for each claim and study: the paper's figure, ours at each ratio (mean over seeds), judgement, why
-    "The paper's claims beside the records of each study that has a stage 2; what was not measured stays a marked gap."
+    "The paper's claims beside the records of each study that has a stage 2, mean over seeds with the lowest and highest; what was not measured stays a marked gap."
     rows, studies = [], {study: seeds for study, seeds in by_study(folders).items() if any((records.model == 'stage2').any() for records in seeds)}
     for claim, paper, *how in CLAIMS:
         for study, seeds in studies.items():
-            gains, judgements, reasons = zip(*(judge_claim(records, *how) for records in seeds))
-            means = np.mean([g for g in gains if g], 0) if any(gains) else []
-            rows.append((claim, study, len(seeds), paper, ', '.join(f'{m:+.1%}' for m in means) or 'not run',
+            gains, judgements, reasons, n = zip(*(judge_claim(records, *how) for records in seeds))
+            ours = [f'{np.mean(g):+.1%}' + (f' ({min(g):+.1%} to {max(g):+.1%})' if len(g) > 1 else '') for g in zip(*(g for g in gains if g))]
+            rows.append((claim, study, len(seeds), max(n), paper, '; '.join(ours) or 'not run',
                          judgements[0] if len(set(judgements)) == 1 else 'undecided', '; '.join(dict.fromkeys(reasons))))
-    return pd.DataFrame(rows, columns=['claim', 'study', 'seeds', 'paper', 'here', 'judgement', 'why']).set_index(['claim', 'study'])
+    return pd.DataFrame(rows, columns=['claim', 'study', 'seeds', 'n', 'paper', 'here', 'judgement', 'why']).set_index(['claim', 'study'])
 
 # %% ../nbs/11_results.ipynb #5eed0001
 def over_seeds(
@@ -222,6 +232,37 @@ def show_ratios(
     fig.legend(handles.values(), handles.keys(), fontsize=7, ncols=7, loc='outside lower center')
     if path:
         with atomic(path) as part: fig.savefig(part, format='png', dpi=110)
+    return fig
+
+# %% ../nbs/11_results.ipynb #5eed1002
+def over_steps(
+    folders: list[Path],  # of records
+    task: str,
+    metric: str,
+    **detail,             # as for `select`
+) -> dict[str, pd.DataFrame]:  # data → rows: steps of training; columns: stage 1 alone, stage 1 then 2
+    "A measurement over steps of training, mean over seeds."
+    rows = []
+    for folder in folders:
+        data, c = judged_data(folder)
+        both = c['stage1_steps'] + c['stage2_steps']
+        trained = {'stage1': ('stage 1 alone', c['stage1_steps']), 'stage1_longer': ('stage 1 alone', both), 'stage2': ('stage 1, then 2', both)}
+        rows += [(data, *trained[r.model], r.value) for r in select(load_records(folder), task, metric, **detail).itertuples() if r.model in trained]
+    rows = pd.DataFrame(rows, columns=['data', 'system', 'steps', 'value'])
+    return {data: found.pivot_table(index='steps', columns='system', values='value') for data, found in rows.groupby('data', sort=False)}
+
+def show_steps(
+    folders: list[Path],  # of records
+):
+    "Classification, whole and nearly all hidden, inpainting and reports over steps of training, for data with more than one budget."
+    fig, axes = plt.subplots(1, 4, figsize=(14, 3.6), dpi=80, layout='constrained')
+    asked = (('classify', 'AUROC macro', 0), ('classify', 'AUROC macro', .9), ('inpaint', 'PSNR', .5), ('report', 'label F1 micro', 0))
+    for ax, (task, metric, ratio) in zip(axes, asked):
+        curves = {data: table for data, table in over_steps(folders, task, metric, ratio=ratio, hole='random').items() if table.notna().sum().max() > 1}
+        for color, (data, table) in enumerate(curves.items()):
+            for system, values in table.items(): ax.plot(values.dropna(), marker='o', ms=4, color=f'C{color}', ls='-' if system == 'stage 1, then 2' else '--', label=f'{data}: {system}')
+        ax.set(xscale='log', xlabel='steps of 16 studies', title=f'{TASKS[task]}: {metric}, {ratio:.0%} hidden')
+    if labels := axes[0].get_legend_handles_labels()[1]: fig.legend(axes[0].get_lines(), labels, fontsize=7, ncols=2, loc='outside lower center')
     return fig
 
 # %% ../nbs/11_results.ipynb #4c24b77a

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 from transformers import BatchFeature, PreTrainedTokenizerFast
 
-from .core import (Layout, Record, Settings, UserError, atomic, changed, claim, codes_to_ids, content_hash, default_device, ids_to_codes, interval, is_code,
+from .core import (Layout, Record, Settings, UserError, atomic, changed, claim, codes_to_ids, content_hash, data_name, default_device, ids_to_codes, interval, is_code,
                           open_run, progress, read_json, rng, save_records, start_run, weighted_mean, write_json)
 from .data import check_split, in_workers, read_table, scan, split_by_patient
 from .labels import FINDINGS, report_text
@@ -569,7 +569,7 @@ def token_store(
         for leftover in folder.glob('.part-*'): leftover.unlink(missing_ok=True)  # of a call that was killed
         n_cut = pc.sum(open_store(folder).data.column('cut')).as_py()
         if n_cut: print(f'{n_cut} reports are longer than {longest} ids and were cut: a longer context holds them')
-        write_json(folder/'info.json', dict(name=Path(s.data).name or 'synthetic studies', synthetic=not s.data, n=len(manifest), hash=content_hash(*folder.glob('part-*'))))
+        write_json(folder/'info.json', dict(name=data_name(s.data) or 'synthetic studies', synthetic=not s.data, n=len(manifest), hash=content_hash(*folder.glob('part-*'))))
     return open_store(folder)
 
 # %% ../nbs/03_tokenizer.ipynb #fd5a30c9

@@ -47,6 +47,13 @@ def test_notebook_is_small_and_shows_no_error(path):
         assert not [o for o in cell.get('outputs', []) if o.output_type == 'error'], cell.source
 
 
+@pytest.mark.parametrize('path', sorted((root/'results').rglob('*.json')), ids=lambda p: f'{p.parent.name}-{p.stem}')
+def test_record_names_data_of_no_machine(path):
+    told = read_json(path)
+    if 'records' not in told: return
+    assert not told['config'].get('data', '').startswith('/') and not told['data']['name'].startswith('/')
+
+
 @pytest.mark.parametrize('path', run_notebooks, ids=lambda p: p.stem)
 def test_run_notebook_has_one_cell_of_literal_parameters(path):
     tagged = [c for c in nbformat.read(path, 4).cells if 'parameters' in c.metadata.get('tags', [])]
