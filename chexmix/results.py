@@ -221,12 +221,13 @@ def show_ratios(
 ):
     "Classification, inpainting and reports over the share of the image that is hidden."
     fig, axes = plt.subplots(1, 3, figsize=(13, 4.6), dpi=80, layout='constrained')
-    colors = {}
+    colors = {'stage1': 'tab:green', 'stage1_longer': 'tab:blue', 'stage2': 'tab:red'}
     for ax, (task, metric) in zip(axes, (('classify', 'AUROC macro'), ('inpaint', 'PSNR'), ('report', 'label F1 micro'))):
         for model, rows in over_ratios(seeds, task, metric).items():
-            ours = model.startswith('stage')
-            line, = ax.plot(rows.index, rows.value, marker='o', ms=3, label=model, ls='-' if ours else '--', color=colors.setdefault(model, plt.cm.tab20(len(colors) % 20)))
-            ax.fill_between(rows.index, rows.low, rows.high, color=line.get_color(), alpha=.15 if ours else .06)
+            stage, first = model.partition(', layer 0')[:2]
+            ours = model.startswith('stage') and not first
+            line, = ax.plot(rows.index, rows.value, marker='o', ms=3, label=model, ls='-' if ours else ':' if first else '--', lw=2 if ours else 1, color=colors.setdefault(stage, plt.cm.tab20b(len(colors) % 20)))
+            ax.fill_between(rows.index, rows.low, rows.high, color=line.get_color(), alpha=.15 if ours else .04)
         ax.set(xlabel='share of the image hidden', title=f'{TASKS[task]}: {metric}')
     handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
     fig.legend(handles.values(), handles.keys(), fontsize=7, ncols=7, loc='outside lower center')
