@@ -357,7 +357,7 @@ def save_records(
     config, versions = read_json(Path(folder)/'settings.json'), {name: version(name) for name in ('torch', 'transformers', 'numpy', 'scikit-learn')}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
     write_json(Path(folder)/'results'/f'{task}.json', dict(
-        config=config | {'data': data_name(config['data'])}, data=data, weights=weights, device=device,
+        config=config | {'data': data_name(config.get('data', ''))}, data=data, weights=weights, device=device,
         versions={'python': platform.python_version(), **versions}, command=command, date=time.strftime('%Y-%m-%d'),
         records=[asdict(r) for r in records]))
 
