@@ -140,7 +140,7 @@ def picture_records(
     **detail,
 ) -> list[Record]:
     "PSNR and SSIM with intervals."
-    similar = torch.cat([ssim(a[:, None], b[:, None], data_range=1., reduction='none') for a, b in zip(made.split(64), original.split(64))])  # one call for all takes 10 MB an image
+    similar = torch.cat([ssim(a[:, None], b[:, None], data_range=1., reduction='none') for a, b in zip(made.split(64), original.split(64))])  # a call takes some 8 MB an image
     intervals = {metric: interval(weighted_mean(values), patients, seed=seed) for metric, values in (('PSNR', psnr(made, original)), ('SSIM', similar))}
     return [Record('tokenizer quality', name, metric, i.value, i.low, i.high, len(made), seed, detail) for metric, i in intervals.items()]
 

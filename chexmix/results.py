@@ -257,13 +257,15 @@ def show_steps(
 ):
     "Classification, whole and nearly all hidden, inpainting and reports over steps of training, for data with more than one budget."
     fig, axes = plt.subplots(1, 4, figsize=(14, 3.6), dpi=80, layout='constrained')
-    asked, colors = (('classify', 'AUROC macro', 0), ('classify', 'AUROC macro', .9), ('inpaint', 'PSNR', .5), ('report', 'label F1 micro', 0)), {}
+    asked = (('classify', 'AUROC macro', 0), ('classify', 'AUROC macro', .9), ('inpaint', 'PSNR', .5), ('report', 'label F1 micro', 0))
+    colors = {}
     for ax, (task, metric, ratio) in zip(axes, asked):
         curves = {data: table for data, table in over_steps(folders, task, metric, ratio=ratio, hole='random').items() if table.notna().sum().max() > 1}
         for data, table in curves.items():
             for system, values in table.items(): ax.plot(values.dropna(), color=colors.setdefault(data, f'C{len(colors)}'), label=f'{data}: {system}', **(dict(marker='s', ls='-') if system == 'stage 1, then 2' else dict(marker='o', ls='--')))
         ax.set(xscale='log', xlabel='steps of 16 studies', title=f'{metric}, {ratio:.0%} hidden')
-        ax.set_xticks([300, 600, 1000, 2000, 6000], ['300', '600', '1,000', '2,000', '6,000'])
+        steps = sorted({step for table in curves.values() for step in table.index})
+        ax.set_xticks(steps, [f'{step:,}' for step in steps], fontsize=7)
         ax.minorticks_off()
     if labels := axes[0].get_legend_handles_labels()[1]: fig.legend(axes[0].get_lines(), labels, fontsize=7, ncols=2, loc='outside lower center')
     return fig
