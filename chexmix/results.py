@@ -241,16 +241,15 @@ def over_steps(
     task: str,
     metric: str,
     **detail,             # as for `select`
-) -> dict[str, pd.DataFrame]:  # data → rows: steps of training; columns: stage 1 alone, stage 1 then 2
-    "A measurement over steps of training, mean over seeds."
+) -> pd.DataFrame:       # rows: data, steps of training; columns: stage 1 alone, stage 1 then 2
+    "A measurement over steps of training, mean over seeds; without a record no row."
     rows = []
     for folder in folders:
         data, c = judged_data(folder)
         both = c['stage1_steps'] + c['stage2_steps']
         trained = {'stage1': ('stage 1 alone', c['stage1_steps']), 'stage1_longer': ('stage 1 alone', both), 'stage2': ('stage 1, then 2', both)}
         rows += [(data, *trained[r.model], r.value) for r in select(load_records(folder), task, metric, **detail).itertuples() if r.model in trained]
-    rows = pd.DataFrame(rows, columns=['data', 'system', 'steps', 'value'])
-    return {data: found.pivot_table(index='steps', columns='system', values='value') for data, found in rows.groupby('data', sort=False)}
+    return pd.DataFrame(rows, columns=['data', 'system', 'steps', 'value']).pivot_table(index=['data', 'steps'], columns='system', values='value')
 
 def show_steps(
     folders: list[Path],  # of records
@@ -260,7 +259,8 @@ def show_steps(
     asked = (('classify', 'AUROC macro', 0), ('classify', 'AUROC macro', .9), ('inpaint', 'PSNR', .5), ('report', 'label F1 micro', 0))
     colors = {}
     for ax, (task, metric, ratio) in zip(axes, asked):
-        curves = {data: table for data, table in over_steps(folders, task, metric, ratio=ratio, hole='random').items() if table.notna().sum().max() > 1}
+        found = over_steps(folders, task, metric, ratio=ratio, hole='random').groupby(level='data')
+        curves = {data: table.droplevel('data') for data, table in found if table.notna().sum().max() > 1}
         for data, table in curves.items():
             for system, values in table.items(): ax.plot(values.dropna(), color=colors.setdefault(data, f'C{len(colors)}'), label=f'{data}: {system}', **(dict(marker='s', ls='-') if system == 'stage 1, then 2' else dict(marker='o', ls='--')))
         ax.set(xscale='log', xlabel='steps of 16 studies', title=f'{metric}, {ratio:.0%} hidden')
