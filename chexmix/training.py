@@ -295,6 +295,9 @@ def mix_precision(
             if isinstance(network, PreTrainedModel): network.set_attn_implementation('sdpa_in_float32')
     return torch.autocast(device.type, torch.bfloat16)
 
+# %% ../nbs/00a_training.ipynb #ca5e0002
+for name, kernels in (('ONEDNN_PRIMITIVE_CACHE_CAPACITY', 256), ('LRU_CACHE_CAPACITY', 128)): os.environ.setdefault(name, str(kernels))  # read at the first product
+
 # %% ../nbs/00a_training.ipynb #dc45fc66
 class StepLearner(Learner):
     "A Learner whose batch is one optimizer step, computed in `n_parts`."
