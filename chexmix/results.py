@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HEADLINE', 'TASKS', 'HIGH', 'ALL', 'CLAIMS', 'STYLE', 'SECTIONS', 'results_folder', 'judged_folders', 'select',
-           'headline', 'verdict', 'comparisons', 'conclusions', 'beats_input', 'judge_claim', 'judged_data', 'by_study',
-           'claims', 'over_seeds', 'over_ratios', 'show_ratios', 'over_steps', 'show_steps', 'summary', 'picture',
-           'section', 'results_page']
+           'with_pool', 'headline', 'verdict', 'comparisons', 'conclusions', 'beats_input', 'judge_claim',
+           'judged_data', 'by_study', 'claims', 'over_seeds', 'over_ratios', 'show_ratios', 'over_steps', 'show_steps',
+           'summary', 'picture', 'section', 'results_page']
 
 # %% ../nbs/11_results.ipynb #897430b4
 import base64, html, re
@@ -43,6 +43,7 @@ HEADLINE = (  # task, metric, what `detail` must say, name of the row
     ('report', 'label F1 micro', {'ratio': 0}, 'report label F1, whole image'), ('report', 'label F1 micro', {'ratio': .9}, 'report label F1, 90% masked'),
     ('report', 'BLEU-4', {'ratio': 0}, 'report BLEU-4'), ('report', 'distinct reports', {'ratio': 0}, 'distinct reports, share'),
     ('retrieve', 'R@10', {'direction': 'image→report', 'by': 'likelihood'}, 'image→report R@10, by likelihood'),
+    ('retrieve', 'R@10', {'direction': 'report→image', 'by': 'likelihood'}, 'report→image R@10, by likelihood'),
     ('retrieve', 'R@10', {'direction': 'image→report', 'by': 'embedding'}, 'image→report R@10, by embedding'),
     ('retrieve', 'R@10', {'direction': 'report→image', 'by': 'embedding'}, 'report→image R@10, by embedding'),
     ('cost', 'training TFLOP', {}, 'arithmetic of training, TFLOP'))
@@ -67,6 +68,13 @@ def select(
     return rows.drop_duplicates('model')
 
 # %% ../nbs/11_results.ipynb #1a72d168
+def with_pool(
+    row: str,             # name of a measurement
+    found: pd.DataFrame,  # its records
+) -> str:
+    "The name with the size of the pool, where there is one."
+    return f'{row}, of {found.pool.max():.0f}' if 'pool' in found and found.pool.notna().any() else row
+
 def headline(
     records: pd.DataFrame,
     task: str,  # tokenizer, classify, inpaint, report or retrieve
@@ -75,8 +83,7 @@ def headline(
     table = {}
     for _, metric, detail, row in (h for h in HEADLINE if h[0] == task):
         found = select(records, task, metric, **detail)
-        if 'pool' in found and found.pool.notna().any(): row = f'{row}, of {found.pool.max():.0f}'
-        if len(found): table[row] = {r.model: f'{r.value:.3g} ({r.low:.3g}–{r.high:.3g})' if np.isfinite(r.low) else f'{r.value:.3g}' for r in found.itertuples()} | {'n': str(found.n.max())}
+        if len(found): table[with_pool(row, found)] = {r.model: f'{r.value:.3g} ({r.low:.3g}–{r.high:.3g})' if np.isfinite(r.low) else f'{r.value:.3g}' for r in found.itertuples()} | {'n': str(found.n.max())}
     names = pd.DataFrame(table).T
     first = ['n', *sorted(c for c in names if c.startswith('stage'))]
     return names[first + [c for c in names if c not in first]].fillna('') if len(names) else names
@@ -201,7 +208,7 @@ def over_seeds(
     table = {}
     for task, metric, detail, row in HEADLINE:
         found = pd.concat([select(records, task, metric, **detail) for records in seeds])
-        table[row] = {model: f'{v.mean():.3g} ({v.min():.3g}–{v.max():.3g})' for model, v in found.groupby('model', sort=False).value}
+        table[with_pool(row, found)] = {model: f'{v.mean():.3g} ({v.min():.3g}–{v.max():.3g})' for model, v in found.groupby('model', sort=False).value}
     return pd.DataFrame({row: cells for row, cells in table.items() if cells}).T.fillna('')
 
 # %% ../nbs/11_results.ipynb #4bb30a13

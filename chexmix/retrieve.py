@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['same_text', 'hit_ranks', 'chance_recall', 'weighted_median', 'chance_median', 'unique_texts', 'embed_texts',
            'Alignment', 'fit_alignment', 'aligned_scores', 'mean_rank', 'embed_studies', 'choose_alignment',
-           'likelihood_scores', 'Pool', 'draw_pool', 'rank_records', 'chance_records', 'retrieval_scores',
+           'likelihood_scores', 'log_mean', 'Pool', 'draw_pool', 'rank_records', 'chance_records', 'retrieval_scores',
            'matrix_records', 'score_retrieve', 'retrieval_examples', 'draw_image', 'draw_texts',
            'show_retrieved_reports', 'show_retrieved_images', 'evaluate_retrieve', 'alignment_studies',
            'retrieve_reports', 'retrieve_images']
 
 # %% ../nbs/09_retrieve.ipynb #7d0960d5
-import textwrap
+import math, textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,10 +168,15 @@ def likelihood_scores(
     what: str = 'likelihood',   # name on the line of progress
     batch: int = 16,            # reports at once; more means more padding
 ) -> torch.Tensor:  # (N, M) nats
-    "Log p(report | image) − log p(report) of each pair."
+    "Log p(report | image) of each pair."
     texts, place = unique_texts(text_ids)
-    given = torch.stack([score_texts(model, image, texts, batch).cpu() for image in progress(codes, what)])  # (N, distinct)
-    return (given - text_log_likelihood(model, None, texts).cpu())[:, place]
+    return torch.stack([score_texts(model, image, texts, batch).cpu() for image in progress(codes, what)])[:, place]
+
+def log_mean(
+    given: torch.Tensor,  # (N, M) log p(report | image) over N images
+) -> torch.Tensor:  # (M,) nats
+    "Log p(report), as far as N images tell."
+    return given.logsumexp(0) - math.log(len(given))
 
 # %% ../nbs/09_retrieve.ipynb #b78b17c6
 @dataclass(frozen=True)
@@ -222,7 +227,7 @@ def chance_records(
 ) -> list[Record]:
     "What a random order would get, computed exactly, in the pool of each way."
     records = []
-    for by, n in (('embedding', len(pool.test)), ('likelihood', pool.pairs)):
+    for by, n in (('embedding', len(pool.test)), ('likelihood', pool.pairs), ('likelihood, report alone', pool.pairs)):
         hits, patients = same_text(pool.test['text'][:n]), pool.test['patient_id'][:n]
         for metric, statistic in {**{f'R@{k}': weighted_mean(chance_recall(hits, k)) for k in (1, 5, 10)}, 'median rank': chance_median(hits)}.items():
             i = interval(statistic, patients, seed=seed)
@@ -234,24 +239,25 @@ def retrieval_scores(
     model: ChexmixForCausalLM,
     pool: Pool,
     what: str = 'retrieval',  # name on the line of progress
-) -> tuple[dict, int]:  # 'embedding' and 'likelihood' → (N, N) image × report; the layer of the embedding
-    "Score of every pair of the pool, both ways."
+) -> tuple[dict, int]:  # 'embedding', 'likelihood' and 'likelihood, report alone' → (N, N) image × report; the layer of the embedding
+    "Score of every pair of the pool, each way; without validation images log p(report) is that of the report alone."
     alignment = choose_alignment(model, pool.train, pool.valid)
-    first = pool.test.select(range(pool.pairs))
-    return dict(embedding=aligned_scores(alignment, *embed_studies(model, pool.test)),
-                likelihood=likelihood_scores(model, torch.tensor(first['codes']), first['text_ids'], f'{what}, likelihood')), alignment.layer
+    first, others = pool.test.select(range(pool.pairs)), pool.valid.select(range(min(len(pool.valid), pool.pairs)))
+    texts = first['text_ids']
+    given, alone = likelihood_scores(model, torch.tensor(first['codes']), texts, f'{what}, likelihood'), text_log_likelihood(model, None, texts).cpu()
+    expected = log_mean(likelihood_scores(model, torch.tensor(others['codes']), texts, f'{what}, other images')) if len(others) else alone
+    return {'embedding': aligned_scores(alignment, *embed_studies(model, pool.test)), 'likelihood': given - expected, 'likelihood, report alone': given - alone}, alignment.layer
 
 # %% ../nbs/09_retrieve.ipynb #7cd3497d
 def matrix_records(
     name: str,     # of the model, for the records
-    scores: dict,  # 'embedding' and 'likelihood' → (N, N) image × report
+    scores: dict,  # of `retrieval_scores`
     layer: int,    # of the embedding
     pool: Pool,
     seed: int = 0,
 ) -> list[Record]:
-    "Records of both ways."
-    return (rank_records(name, scores['embedding'], pool, seed, by='embedding', layer=layer)
-            + rank_records(name, scores['likelihood'], pool, seed, by='likelihood'))
+    "Records of each way."
+    return [r for by, matrix in scores.items() for r in rank_records(name, matrix, pool, seed, by=by, **(dict(layer=layer) if by == 'embedding' else {}))]
 
 # %% ../nbs/09_retrieve.ipynb #002c85a8
 def score_retrieve(
