@@ -18,7 +18,7 @@ from .core import Record, Settings, UserError, default_device, open_run, papermi
 from .inpaint import cell_pixels, inpaint_holes, score_inpaint
 from .model import ChexmixForCausalLM, fingerprint, new_model, study_masks
 from .report import report_studies, score_report, write_reports
-from .retrieve import Pool, aligned_scores, choose_alignment, draw_pool, embed_studies, rank_records
+from .retrieve import Pool, draw_pool, embedding_scores, matrix_records
 from .tokenizer import Processor, open_studies, read_images, show_images, split_rows
 
 # %% ../nbs/10_baselines.ipynb #fc17687c
@@ -100,8 +100,7 @@ def retrieve_baseline(
     seed: int = 0,  # of the bootstrap
 ) -> list[Record]:
     "Retrieval by the embeddings of an untrained model, aligned on training studies."
-    alignment = choose_alignment(untrained, pool.train, pool.valid)
-    return rank_records('random weights', aligned_scores(alignment, *embed_studies(untrained, pool.test)), pool, seed, by='embedding', layer=alignment.layer)
+    return matrix_records('random weights', *embedding_scores(untrained, pool), pool, seed)
 
 # %% ../nbs/10_baselines.ipynb #d11fa6e1
 def nearest(

@@ -44,8 +44,7 @@ HEADLINE = (  # task, metric, what `detail` must say, name of the row
     ('report', 'BLEU-4', {'ratio': 0}, 'report BLEU-4'), ('report', 'distinct reports', {'ratio': 0}, 'distinct reports, share'),
     ('retrieve', 'R@10', {'direction': 'image→report', 'by': 'likelihood'}, 'image→report R@10, by likelihood'),
     ('retrieve', 'R@10', {'direction': 'report→image', 'by': 'likelihood'}, 'report→image R@10, by likelihood'),
-    ('retrieve', 'R@10', {'direction': 'image→report', 'by': 'embedding'}, 'image→report R@10, by embedding'),
-    ('retrieve', 'R@10', {'direction': 'report→image', 'by': 'embedding'}, 'report→image R@10, by embedding'),
+    *(('retrieve', 'R@10', {'direction': d, 'by': by}, f'{d} R@10, by {by}') for by in ('embedding', 'embedding, 2×2 regions') for d in ('image→report', 'report→image')),
     ('cost', 'training TFLOP', {}, 'arithmetic of training, TFLOP'))
 
 # %% ../nbs/11_results.ipynb #50ea9150
@@ -204,11 +203,11 @@ def claims(
 def over_seeds(
     seeds: list[pd.DataFrame],  # records, one frame a seed
 ) -> pd.DataFrame:              # rows: measurements; columns: models and baselines; cells: text
-    "Mean over seeds, lowest and highest seed."
-    table = {}
+    "Mean over seeds, lowest and highest seed; where only some have the measurement, how many."
+    table, partly = {}, lambda v: f', {len(v)} of {len(seeds)} seeds' if len(v) < len(seeds) else ''
     for task, metric, detail, row in HEADLINE:
         found = pd.concat([select(records, task, metric, **detail) for records in seeds])
-        table[with_pool(row, found)] = {model: f'{v.mean():.3g} ({v.min():.3g}–{v.max():.3g})' for model, v in found.groupby('model', sort=False).value}
+        table[with_pool(row, found)] = {model: f'{v.mean():.3g} ({v.min():.3g}–{v.max():.3g}){partly(v)}' for model, v in found.groupby('model', sort=False).value}
     return pd.DataFrame({row: cells for row, cells in table.items() if cells}).T.fillna('')
 
 # %% ../nbs/11_results.ipynb #4bb30a13

@@ -333,7 +333,7 @@ def text_scores(
     "How well each report fits images: what can be computed without them is computed once."
     if alignment:
         known = embed_texts(model, ids)
-        return lambda codes: aligned_scores(alignment, embed(model, codes), known)
+        return lambda codes: aligned_scores(alignment, embed(model, codes, regions=alignment.regions), known)
     batch = images_at_once(model, max(map(len, ids)))
     prior = torch.cat([text_log_likelihood(model, None, ids[i:i + batch]).cpu() for i in range(0, len(ids), batch)])
     return lambda codes: torch.stack([score_texts(model, c, ids, batch).cpu() for c in codes]) - prior

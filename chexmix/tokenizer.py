@@ -665,7 +665,7 @@ def share_tokens(
     "A run with the studies, tokenizers and token store of another. Raises `UserError` where the other has none, a change asks for other tokens, or `run` belongs to other settings."
     source, s = open_run(other)
     if wrong := [name for name in changes if name not in LM_FIELDS]: raise UserError(f'tokens that are taken over stay as they are: {", ".join(wrong)} cannot be changed, only {", ".join(LM_FIELDS)}')
-    if not (source/'store'/'info.json').exists(): raise UserError(f'{source} has no token store: finish it first (`chexmix tokenizer --run {source.name}`)')
+    if not (source/'results'/'tokenizer.json').exists(): raise UserError(f'{source} has no finished token store: finish it first (`chexmix tokenizer --run {source.name}`)')
     folder = start_run(run, changed(s, seed=seed, **changes))
     for name in ('manifest.csv', 'quarantine.csv', 'processor', 'store', 'results/tokenizer.json'):
         if (folder/name).exists(): continue
