@@ -31,9 +31,9 @@ def judged_folders(
     run: str | Path = '',
     others: str = '',  # further runs, separated by commas
 ) -> list[Path]:       # the folder of `run` first
-    "All results folders that the claims are judged on; without a run, all that are committed."
+    "All results folders that the claims are judged on; without a run, all that are committed, each named after its study and seed."
     first = results_folder(run)
-    return [first, *(results_folder(name.strip()) for name in others.split(',') if name.strip())] if run or others else [first, *sorted(p.parent for p in first.glob('*/classify.json'))]
+    return [first, *(results_folder(name.strip()) for name in others.split(',') if name.strip())] if run or others else [first, *sorted(p.parent for p in first.glob('*-[0-9]*/classify.json'))]
 
 # %% ../nbs/11_results.ipynb #60f3b37d
 HEADLINE = (  # task, metric, what `detail` must say, name of the row
@@ -117,13 +117,14 @@ def comparisons(
 # %% ../nbs/11_results.ipynb #6fa67666
 def conclusions(
     records: pd.DataFrame,
+    model: str = 'stage2',
 ) -> list[str]:
-    "What can be said of stage 2 beside stage 1 and the baselines, in sentences, from `comparisons` alone."
-    table, lines = comparisons(records), []
-    if table.empty: return ['No stage 2 was measured.']
+    "What can be said of a model beside other stages and the baselines, in sentences, from `comparisons` alone."
+    table, lines, name = comparisons(records, model), [], model.replace('stage', 'Stage ').replace('_', ', ')
+    if table.empty: return [f'No {name[0].lower()}{name[1:]} was measured.']
     for other, rows in table.groupby('beside', sort=False):
         said = [f'{v} in {n} of {len(rows)} measurements' for v, n in rows.verdict.value_counts().items()]
-        lines.append(f'Stage 2 beside {other}: ' + ', '.join(said) + '.')
+        lines.append(f'{name} beside {other}: ' + ', '.join(said) + '.')
     return lines
 
 # %% ../nbs/11_results.ipynb #2822b34e
@@ -280,6 +281,7 @@ def show_steps(
 def summary(
     records: pd.DataFrame,
     context: dict,  # of one records file: config, data, device, date, …
+    model: str = 'stage2',  # of the conclusions
 ) -> str:
     "Headline tables, conclusions and conditions as Markdown."
     lines, c, d = [], context['config'], context['data']
@@ -288,7 +290,7 @@ def summary(
         lines += [f'| {title} | ' + ' | '.join(table) + ' |', '|---|' + '---|' * len(table.columns)]
         lines += [f'| {name} | ' + ' | '.join(row) + ' |' for name, row in zip(table.index, table.to_numpy())] + ['']
     said = f'Preset `{c["preset"]}`, {d["n"]} {d["name"]}, stage 1 {c["stage1_steps"]} steps, then stage 2 {c["stage2_steps"]} steps, seed {c["seed"]}, {context["device"]}, {context["date"]}; value (95% bootstrap interval over patients).'
-    return '\n'.join([*lines, said, '', *(f'- {line}' for line in conclusions(records))]) + '\n'
+    return '\n'.join([*lines, said, '', *(f'- {line}' for line in conclusions(records, model))]) + '\n'
 
 # %% ../nbs/11_results.ipynb #60f926cc
 def picture(

@@ -38,7 +38,7 @@ def training_commands(
 LIMITS = (
     'Never for clinical use: not a medical device, not tested on people, and no answer says anything about a patient.',
     'Trained on drawings of chests with sentences made by rules. A real radiograph gets an answer, too: it is about the drawing that it resembles most.',
-    'Less than an hour of training on two CPU cores. What a baseline does better stands in the table; reports follow the image, but fewer than half of the findings that they name or miss are right.',
+    'Between one and two hours of training on two CPU cores. What a baseline does better stands in the table; reports follow the image, but of the findings that they name or miss only a third are right.',
     'Probabilities of findings are not calibrated.')
 
 # %% ../nbs/12b_weights.ipynb #01edbc50
@@ -101,5 +101,5 @@ def pack_run(
         facts['size_MB'] = round(sum(p.stat().st_size for p in part.rglob('*') if p.is_file()) / 1e6, 1)
         if facts['size_MB'] > MOST_MB: raise UserError(f'{folder.name} takes {facts["size_MB"]} MB, more than {MOST_MB}: pack a smaller preset')
         write_json(part/'card.json', facts)
-        (part/'README.md').write_text(model_card(facts, summary(load_records(folder/'results'), read_json(folder/'results'/'report.json'))), encoding='utf-8')
+        (part/'README.md').write_text(model_card(facts, summary(load_records(folder/'results'), read_json(folder/'results'/'report.json'), stage)), encoding='utf-8')
     return target
