@@ -194,9 +194,11 @@ def claims(
     rows, studies = [], {study: seeds for study, seeds in by_study(folders).items() if any((records.model == 'stage2').any() for records in seeds)}
     for claim, paper, *how in CLAIMS:
         for study, seeds in studies.items():
-            gains, judgements, reasons, n = zip(*(judge_claim(records, *how) for records in seeds))
+            judged = [judge_claim(records, *how) for records in seeds]
+            judged = [j for j in judged if j[0]] or judged  # seeds that were measured, if any
+            gains, judgements, reasons, n = zip(*judged)
             ours = [f'{np.mean(g):+.1%}' + (f' ({min(g):+.1%} to {max(g):+.1%})' if len(g) > 1 else '') for g in zip(*(g for g in gains if g))]
-            rows.append((claim, study, len(seeds), max(n), paper, '; '.join(ours) or 'not run',
+            rows.append((claim, study, len(judged), max(n), paper, '; '.join(ours) or 'not run',
                          judgements[0] if len(set(judgements)) == 1 else 'undecided', '; '.join(dict.fromkeys(reasons))))
     return pd.DataFrame(rows, columns=['claim', 'study', 'seeds', 'n', 'paper', 'here', 'judgement', 'why']).set_index(['claim', 'study'])
 
@@ -205,10 +207,11 @@ def over_seeds(
     seeds: list[pd.DataFrame],  # records, one frame a seed
 ) -> pd.DataFrame:              # rows: measurements; columns: models and baselines; cells: text
     "Mean over seeds, lowest and highest seed; where only some have the measurement, how many."
-    table, partly = {}, lambda v: f', {len(v)} of {len(seeds)} seeds' if len(v) < len(seeds) else ''
+    table = {}
+    def cell(v): return f'{v.mean():.3g}' + (f' ({v.min():.3g}–{v.max():.3g})' if len(v) > 1 or len(seeds) == 1 else '') + (f', {len(v)} of {len(seeds)} seeds' if len(v) < len(seeds) else '')
     for task, metric, detail, row in HEADLINE:
         found = pd.concat([select(records, task, metric, **detail) for records in seeds])
-        table[with_pool(row, found)] = {model: f'{v.mean():.3g} ({v.min():.3g}–{v.max():.3g}){partly(v)}' for model, v in found.groupby('model', sort=False).value}
+        table[with_pool(row, found)] = {model: cell(v) for model, v in found.groupby('model', sort=False).value}
     return pd.DataFrame({row: cells for row, cells in table.items() if cells}).T.fillna('')
 
 # %% ../nbs/11_results.ipynb #4bb30a13
@@ -227,7 +230,7 @@ def show_ratios(
     path: Path | None = None,   # the picture is also written there
 ):
     "Classification, inpainting and reports over the share of the image that is hidden."
-    fig, axes = plt.subplots(1, 3, figsize=(13, 4.6), dpi=80, layout='constrained')
+    fig, axes = plt.subplots(1, 3, figsize=(13, 4.6), dpi=62, layout='constrained')
     colors = {'stage1': 'tab:green', 'stage1_longer': 'tab:blue', 'stage2': 'tab:red'}
     for ax, (task, metric) in zip(axes, (('classify', 'AUROC macro'), ('inpaint', 'PSNR'), ('report', 'label F1 micro'))):
         for model, rows in over_ratios(seeds, task, metric).items():
