@@ -208,7 +208,7 @@ def over_seeds(
 ) -> pd.DataFrame:              # rows: measurements; columns: models and baselines; cells: text
     "Mean over seeds, lowest and highest seed; where only some have the measurement, how many."
     table = {}
-    def cell(v): return f'{v.mean():.3g}' + (f' ({v.min():.3g}–{v.max():.3g})' if len(v) > 1 or len(seeds) == 1 else '') + (f', {len(v)} of {len(seeds)} seeds' if len(v) < len(seeds) else '')
+    def cell(v): return f'{v.mean():.3g}' + (f' ({v.min():.3g}–{v.max():.3g})' if len(v) > 1 else '') + (f', {len(v)} of {len(seeds)} seeds' if len(v) < len(seeds) else '')
     for task, metric, detail, row in HEADLINE:
         found = pd.concat([select(records, task, metric, **detail) for records in seeds])
         table[with_pool(row, found)] = {model: cell(v) for model, v in found.groupby('model', sort=False).value}

@@ -213,7 +213,8 @@ def draw_pool(
     test, train = split_rows(store, 'test'), split_rows(store, 'train', most)
     for rows, split in ((test, 'test'), (train, 'train')):
         if len(rows) < 2: raise UserError(f'{len(rows)} studies in the split {split}: retrieval needs at least 2; give more studies, or a split of your own')
-    sizes = sorted({min(n or len(test), len(test)) for n in (pool, *larger)})
+    smallest, *others = (min(n or len(test), len(test)) for n in (pool, *larger))
+    sizes = sorted({smallest, *(n for n in others if n > smallest)})
     if sizes[0] <= KS[-1]: print(f'{len(test)} test studies only: recall at as many or more is left out')
     order = torch.randperm(len(test), generator=rng(seed, 'retrieve'))[:sizes[-1]].tolist()
     return Pool(test.select(order), tuple(sizes), train, split_rows(store, 'valid', 100), min(pairs or sizes[0], sizes[0]))
