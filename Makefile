@@ -36,7 +36,7 @@ demo: .venv/.done
 # One folder of runs for notebooks and tests: the first notebooks train the tiny run that the tests then look at,
 # one core for them and one for the other notebooks.
 test: .venv/.done
-	@python tests/frame.py
+	@python tests/repository.py
 	@runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export CHEXMIX_RUNS="$$runs" OMP_NUM_THREADS=1; \
 	notebooks() { nbdev_test --n_workers 1 --do_print --timing "$$@" | sed "s|$(CURDIR)/||"; }; \
 	echo 'notebooks in order, preset tiny'; notebooks --file_re '^0[0-5]'; \
@@ -47,8 +47,8 @@ test: .venv/.done
 notebooks: .venv/.done
 	@runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export CHEXMIX_RUNS="$$runs"; \
 	nbdev_export; \
-	for nb in $$(ls nbs/*.ipynb | LC_ALL=C sort); do \
-	  SECONDS=0; jupyter nbconvert --log-level=WARN --to notebook --execute --inplace --ExecutePreprocessor.timeout=1800 "$$nb"; echo "$$nb: $$SECONDS s"; done; \
+	for nb in $$(python docs/notebooks.py --list); do \
+	  SECONDS=0; jupyter nbconvert --log-level=WARN --to notebook --execute --inplace --ExecutePreprocessor.timeout=1800 "$$nb"; echo "$${nb#$(CURDIR)/}: $$SECONDS s"; done; \
 	nbdev_clean; nbdev_export; python docs/notebooks.py README.md
 
 docs: .venv/.done

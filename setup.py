@@ -8,15 +8,22 @@ here = Path(__file__).parent
 ini = ConfigParser(delimiters=['='])
 ini.read(here/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
-status = {'1': 'Planning', '2': 'Pre-Alpha', '3': 'Alpha', '4': 'Beta', '5': 'Production/Stable'}[cfg['status']]
+statuses = {'1': 'Planning', '2': 'Pre-Alpha', '3': 'Alpha', '4': 'Beta', '5': 'Production/Stable'}
+status = statuses[cfg['status']]
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
-    author=cfg['author'], license='Apache-2.0', license_files=['LICENSE'], url='https://arxiv.org/abs/2604.22989',
-    long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    classifiers=[f"Development Status :: {cfg['status']} - {status}", f"Intended Audience :: {cfg['audience']}",
+    author=cfg['author'], license='Apache-2.0', license_files=['LICENSE'],
+    url='https://arxiv.org/abs/2604.22989',
+    long_description=(here/'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    classifiers=[f"Development Status :: {cfg['status']} - {status}",
+                 f"Intended Audience :: {cfg['audience']}",
                  'Programming Language :: Python :: 3.11', 'Programming Language :: Python :: 3.12',
                  f"Natural Language :: {cfg['language']}"],
-    packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]), package_data={cfg['lib_path']: ['bundled/*', 'bundled/*/*']}, python_requires=f">={cfg['min_python']}",
+    packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
+    package_data={cfg['lib_path']: ['bundled/*', 'bundled/*/*']},
+    python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
-    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]})
+    entry_points={'console_scripts': cfg['console_scripts'].split(),
+                  'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]})

@@ -1,4 +1,7 @@
-"The site: notebooks as committed (nothing is executed) and one API page a module. Read after `docs/notebooks.py` wrote `docs/_source`."
+"""The site: notebooks as committed (nothing is executed) and one API page a module.
+
+Sphinx reads this after `docs/notebooks.py` wrote `docs/_source`.
+"""
 import re
 from configparser import ConfigParser
 from pathlib import Path
@@ -31,17 +34,20 @@ def plain(
     text: str,  # as written in a docstring or a comment
 ) -> str:
     "Text whose only markup is the backtick; a letter may follow a closing one."
-    parts = [re.sub(r'([|*_\\])', r'\\\1', part) if i % 2 == 0 else part for i, part in enumerate(text.split('`'))]
-    return '`'.join('\\ ' + part if i and i % 2 == 0 and part[:1].isalnum() else part for i, part in enumerate(parts))
+    parts = text.split('`')
+    for i in range(0, len(parts), 2):  # outside of backticks
+        parts[i] = re.sub(r'([|*_\\])', r'\\\1', parts[i])
+        if i and parts[i][:1].isalnum(): parts[i] = '\\ ' + parts[i]
+    return '`'.join(parts)
 
 
 def describe_parameters(app, what, name, obj, options, lines):
     "Append what the comments beside parameters and fields say: autodoc reads docstrings alone."
     lines[:] = [plain(line) for line in lines]
     if what not in ('class', 'function', 'method'): return
-    try: said = docments(obj, full=True)
-    except (TypeError, ValueError, AttributeError, SyntaxError, OSError): return  # built by a decorator or in C: no source to read comments from
-    found = [(k, v.docment) for k, v in said.items() if v.get('docment') and k != 'self']
+    try: comments = docments(obj, full=True)
+    except (TypeError, ValueError, AttributeError, SyntaxError, OSError): return  # no source to read
+    found = [(k, v.docment) for k, v in comments.items() if v.get('docment') and k != 'self']
     if found and lines and lines[-1]: lines.append('')
     for key, text in found:
         text = plain(' '.join(str(text).split()))

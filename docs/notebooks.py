@@ -1,5 +1,8 @@
-"Notebooks as readers see them: without hidden cells and nbdev's directives. `python docs/notebooks.py README.md` or `… docs/_source`."
-import re, shutil, sys
+"""Notebooks as readers see them: without hidden cells and nbdev's directives.
+
+Usage: `python docs/notebooks.py README.md`, `… docs/_source`, or `… --list`.
+"""
+import ast, re, shutil, sys
 from pathlib import Path
 
 import nbformat
@@ -10,18 +13,69 @@ root = Path(__file__).resolve().parents[1]
 directive = re.compile(r'^#\s*\|\s*(?P<name>[\w-]+):?[ \t]*(?P<value>.*)\n?', re.M)
 
 
+def exported_source(
+    path: Path,  # a notebook
+) -> str:
+    "The code that the notebook exports."
+    cells = nbformat.read(path, as_version=4).cells
+    sources = [c.source for c in cells if c.cell_type == 'code']
+    return '\n'.join(s for s in sources if re.search(r'^#\s*\|\s*export', s, re.M))
+
+
+def module_name(
+    path: Path,  # a notebook
+) -> str:
+    "The module that the notebook exports; '' where it exports none."
+    cells = nbformat.read(path, as_version=4).cells
+    found = [m[1] for c in cells if (m := re.search(r'^#\|\s*default_exp (\w+)', c.source, re.M))]
+    return found[0] if found else ''
+
+
+def imported_modules(
+    path: Path,  # a notebook
+) -> set[str]:
+    "Modules of this package that the exported code imports."
+    nodes = ast.walk(ast.parse(exported_source(path)))
+    names = [n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module]
+    return {name.removeprefix('chexmix.') for name in names if name.startswith('chexmix.')}
+
+
+def in_order(
+    folder: Path = root/'nbs',
+) -> list[Path]:
+    "All notebooks: numbered ones by number, one in a room before the first that imports from it."
+    def is_hidden(path): return any(part[0] in '._' for part in path.relative_to(folder).parts)
+    paths = [p for p in folder.rglob('*.ipynb') if not is_hidden(p)]
+    paths.sort(key=lambda p: (len(p.parts), str(p)))  # the numbered ones first
+    exporting = {module_name(p): p for p in paths}
+    order = []
+
+    def visit(path, above=()):
+        if path in order: return
+        if path in above: raise SystemExit(f'{path.name} imports itself, by way of {above[-1].name}')
+        for module in sorted(imported_modules(path) & exporting.keys()):
+            visit(exporting[module], (*above, path))
+        order.append(path)
+    for path in paths: visit(path)
+    return order
+
+
 def shown(
     path: Path,  # a notebook
 ) -> nbformat.NotebookNode:
-    "The notebook without cells that are hidden or empty; `#| echo: false` drops the source, `#| output: false` the outputs."
+    "The notebook without hidden or empty cells; `#| echo: false` drops a source, `#| output: false` outputs."
     nb = nbformat.read(path, as_version=4)
     cells = []
     for cell in nb.cells:
-        said = {m['name']: m['value'].strip() for m in directive.finditer(cell.source)} if cell.cell_type == 'code' else {}
-        if cell.cell_type == 'code': cell.source = directive.sub('', cell.source).strip('\n')
-        if said.get('output') == 'false': cell.outputs = []
-        if said.get('echo') == 'false': cell.metadata.tags = [*cell.metadata.get('tags', []), 'remove-input']
-        if 'hide' not in said and (cell.source.strip() or cell.get('outputs')): cells.append(cell)
+        directives = {}
+        if cell.cell_type == 'code':
+            directives = {m['name']: m['value'].strip() for m in directive.finditer(cell.source)}
+            cell.source = directive.sub('', cell.source).strip('\n')
+        if directives.get('output') == 'false': cell.outputs = []
+        if directives.get('echo') == 'false':
+            cell.metadata.tags = [*cell.metadata.get('tags', []), 'remove-input']
+        empty = not cell.source.strip() and not cell.get('outputs')
+        if 'hide' not in directives and not empty: cells.append(cell)
     nb.cells = cells
     nb.metadata.language_info = {'name': 'python'}  # nbdev_clean drops it; highlighting needs it
     return nb
@@ -32,15 +86,23 @@ def readme() -> str:
     nb = shown(root/'nbs'/'index.ipynb')
     config = Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags={'remove-input'}))
     text, resources = MarkdownExporter(config=config).from_notebook_node(nb)
-    if resources['outputs']: raise SystemExit('nbs/index.ipynb shows a picture: save it under results/ and link it, so that README.md can')
+    if resources['outputs']:
+        raise SystemExit('nbs/index.ipynb shows a picture: save it under results/ and link it, for README.md')
     text = re.sub(r'\]\((?!\w+:|#|\.\./)', '](nbs/', text).replace('](../', '](')
     return re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
 
 
-def modules() -> list[str]:
-    "Names of the package's modules, in the order of the notebooks that export them."
-    defaults = [re.search(r'^#\|\s*default_exp (\w+)', c.source, re.M) for p in sorted((root/'nbs').glob('[0-9]*.ipynb')) for c in nbformat.read(p, 4).cells]
-    return [m[1] for m in defaults if m]
+ROOMS = dict(  # folder of nbs/ → caption in the sidebar
+    foundations='Foundations', data='Data', phantom='Synthetic patients', tokenizer='Tokenizer',
+    model='Model', compare='Comparisons', inference='Inference', benchmarks='Benchmarks')
+
+
+def toctree(
+    caption: str,
+    pages: list[str],  # below docs/_source, without ending
+) -> str:
+    "A hidden table of contents, which the theme shows in its sidebar."
+    return f'\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(pages) + '\n```\n'
 
 
 def source(
@@ -48,25 +110,37 @@ def source(
 ):
     "Write what Sphinx reads: the index, the notebooks as shown, one API page a module."
     shutil.rmtree(folder, ignore_errors=True)
-    (folder/'notebooks').mkdir(parents=True)
-    (folder/'api').mkdir()
-    names = [p.stem for p in sorted((root/'nbs').glob('[0-9]*.ipynb'))]
-    for name in names: nbformat.write(shown(root/'nbs'/f'{name}.ipynb'), folder/'notebooks'/f'{name}.ipynb')
-    toctree = lambda caption, pages: f'\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(pages) + '\n```\n'
-    index = readme().replace('](nbs/', '](notebooks/').replace('](CONTRIBUTING.md', '](contributing.md').replace('](chexmix/bundled/README.md', '](card.md')
+    (folder/'api').mkdir(parents=True)
+    paths = [p for p in in_order() if p.name != 'index.ipynb']
+    pages = {}
+    for path in paths:
+        place = path.relative_to(root/'nbs')
+        target = folder/'notebooks'/place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(shown(path), target)
+        room = place.parts[0] if len(place.parts) > 1 else ''
+        pages.setdefault(room, []).append(f'notebooks/{place.with_suffix("")}')
+    names = [m for m in map(module_name, paths) if m]
+    index = readme().replace('](nbs/', '](notebooks/').replace('](CONTRIBUTING.md', '](contributing.md')
+    index = index.replace('](chexmix/bundled/README.md', '](card.md')
     for link in re.findall(r'\]\((results/[^)#\s]+)', index):
         (folder/link).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root/link, folder/link)
-    index += toctree('Notebooks', [f'notebooks/{n}' for n in names]) + toctree('API', [f'api/{m}' for m in modules()]) + toctree('Project', ['contributing', 'card'])
+    index += toctree('Notebooks', pages.pop(''))
+    for room, caption in ROOMS.items():
+        if room in pages: index += toctree(caption, pages.pop(room))
+    if pages: raise SystemExit(f'no caption for nbs/{next(iter(pages))}: add it to ROOMS')
+    index += toctree('API', [f'api/{m}' for m in names]) + toctree('Project', ['contributing', 'card'])
     (folder/'index.md').write_text(index, encoding='utf-8')
     shutil.copy(root/'CONTRIBUTING.md', folder/'contributing.md')
     shutil.copy(root/'chexmix'/'bundled'/'README.md', folder/'card.md')  # of the weights in the package
-    for m in modules():
+    for m in names:
         title = f'chexmix.{m}'
-        (folder/'api'/f'{m}.rst').write_text(f'{title}\n{"=" * len(title)}\n\n.. automodule:: {title}\n   :members:\n', encoding='utf-8')
+        page = f'{title}\n{"=" * len(title)}\n\n.. automodule:: {title}\n   :members:\n'
+        (folder/'api'/f'{m}.rst').write_text(page, encoding='utf-8')
 
 
 if __name__ == '__main__':
-    target = Path(sys.argv[1])
-    if target.suffix == '.md': target.write_text(readme(), encoding='utf-8')
-    else: source(target)
+    if sys.argv[1] == '--list': print(*in_order(), sep='\n')
+    elif sys.argv[1].endswith('.md'): Path(sys.argv[1]).write_text(readme(), encoding='utf-8')
+    else: source(Path(sys.argv[1]))

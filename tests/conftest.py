@@ -1,4 +1,4 @@
-"What tests share: a folder for runs of their own, notebooks run as users run them, and one trained run at preset tiny."
+"What tests share: a folder for runs, notebooks run as users run them, and one trained run at preset tiny."
 import os, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
@@ -29,16 +29,27 @@ def papermill(
     **parameters,  # as with `-p name value`
 ):
     "Run a notebook by the papermill command; its output is shown where it fails."
-    options = [x for name, value in parameters.items() for x in ('-p', name, str(value))]
-    done = subprocess.run(['papermill', str(notebook), str(output), '--cwd', str(root/'nbs'), '--no-progress-bar', *options],
-                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    command = ['papermill', str(notebook), str(output), '--cwd', str(notebook.parent), '--no-progress-bar']
+    for name, value in parameters.items(): command += ['-p', name, str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.fixture(scope='session')
 def tiny_run() -> Path:
-    "A run at preset tiny with both stages trained: the one the notebooks made under `make test`, else a new one. Copy it before changing it."
+    """A run at preset tiny with both stages trained. Copy it before changing it.
+
+    It is the one that the notebooks made under `make test`, else a new one.
+    """
     run = Path(os.environ['CHEXMIX_RUNS'])/'tiny'
     if not (run/'stage2'/'model.safetensors').exists():
-        with tempfile.TemporaryDirectory() as out: papermill(root/'nbs'/'05_pretrain.ipynb', Path(out)/'05.ipynb', stage=2)
+        with tempfile.TemporaryDirectory() as out:
+            papermill(root/'nbs'/'05_pretrain.ipynb', Path(out)/'05.ipynb', stage=2)
     return run
+
+
+@pytest.fixture(scope='session')
+def gray():
+    "(90, 70) 8-bit pixels that use the whole range."
+    from radiograph_files import gray_pixels
+    return gray_pixels()

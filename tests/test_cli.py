@@ -1,4 +1,4 @@
-"The command line as users meet it: images in, text or PNG out; each mistake one line, exit code 2, nothing half-written."
+"The command line: images in, text or PNG out; each mistake one line, exit code 2, nothing half-written."
 import json, os, resource, shutil, signal, subprocess, sys, time
 
 import numpy as np, pandas as pd, pydicom, pytest
@@ -6,24 +6,41 @@ from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from chexmix.cli import main
+from chexmix.phantom import make_phantom
 from conftest import root
-from chexmix.phantom import draw_study
+
+PROGRAM = 'import sys; from chexmix.cli import main; sys.exit(main(sys.argv[1:]))'
+
+
+def write_dicom(path, pixels):
+    "Write 8-bit pixels as a DICOM file."
+    data, meta = pydicom.Dataset(), pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = data.SOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+    data.file_meta = meta
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, 'MONOCHROME2'
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+    data.PixelData = pixels.tobytes()
+    data.save_as(path, enforce_file_format=True)
+
+
+def save_phantom(path, seed, k):
+    "Write a synthetic radiograph of 64 pixels; returns its study."
+    study = make_phantom(seed, k, 64)
+    Image.fromarray((study.image * 255).astype(np.uint8)).save(path)
+    return study
 
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
     "One synthetic radiograph as PNG, JPEG and DICOM, and a file that only claims to be a PNG."
     folder = tmp_path_factory.mktemp('images')
-    pixels = (draw_study(1, 3, 64).image * 255).astype(np.uint8)
+    pixels = (make_phantom(1, 3, 64).image * 255).astype(np.uint8)
     Image.fromarray(pixels).save(folder/'a.png')
     Image.fromarray(pixels).save(folder/'b.jpg', quality=95)
-    ds = pydicom.Dataset()
-    ds.file_meta = pydicom.dataset.FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID, ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid()
-    ds.SOPClassUID, ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID
-    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = *pixels.shape, 1, 'MONOCHROME2'
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation, ds.PixelData = 8, 8, 7, 0, pixels.tobytes()
-    ds.save_as(folder/'c.dcm', enforce_file_format=True)
+    write_dicom(folder/'c.dcm', pixels)
     (folder/'broken.png').write_bytes(b'no image')
     return folder
 
@@ -34,7 +51,8 @@ def own_run(tiny_run, tmp_path_factory):
     run = tmp_path_factory.mktemp('own')/'tiny'
     run.mkdir()
     for name in ('settings.json', 'manifest.csv', 'quarantine.csv'): shutil.copy(tiny_run/name, run)
-    for name in ('processor', 'image_tokenizer', 'store', 'stage1', 'stage2', 'logs'): shutil.copytree(tiny_run/name, run/name)
+    for name in ('processor', 'image_tokenizer', 'store', 'stage1', 'stage2', 'logs'):
+        shutil.copytree(tiny_run/name, run/name)
     return run
 
 
@@ -53,14 +71,16 @@ def test_same_pixels_same_report(images, tiny_run, capsys):
 
 @pytest.mark.parametrize('verb, word', [('inpaint', 'inpainted'), ('tokenizer', 'reconstructed')])
 def test_picture_out(verb, word, images, tiny_run, tmp_path, capsys):
-    assert main([verb, str(images/'a.png'), '--run', str(tiny_run), '-o', str(tmp_path/'one.png')]) == 0
-    assert main([verb, str(images/'a.png'), str(images/'c.dcm'), '--run', str(tiny_run), '-o', str(tmp_path/'many')]) == 0
+    png, dicom, run = str(images/'a.png'), str(images/'c.dcm'), ['--run', str(tiny_run)]
+    assert main([verb, png, *run, '-o', str(tmp_path/'one.png')]) == 0
+    assert main([verb, png, dicom, *run, '-o', str(tmp_path/'many')]) == 0
     assert np.asarray(Image.open(tmp_path/'one.png')).std() > 5
     assert sorted(p.name for p in (tmp_path/'many').iterdir()) == [f'a_{word}.png', f'c_{word}.png']
 
 
 def test_findings_of_an_image(images, own_run, capsys):
-    assert main(['classify', str(images/'c.dcm'), '--run', str(own_run)]) == 2 and 'no probe was fitted' in capsys.readouterr().err
+    assert main(['classify', str(images/'c.dcm'), '--run', str(own_run)]) == 2
+    assert 'no probe was fitted' in capsys.readouterr().err
     assert main(['classify', '--run', str(own_run)]) == 0
     assert main(['classify', str(images/'c.dcm'), '--run', str(own_run)]) == 0
     assert 'Pleural Effusion' in capsys.readouterr().out
@@ -68,47 +88,60 @@ def test_findings_of_an_image(images, own_run, capsys):
 
 def test_retrieval_both_ways(images, tiny_run, capsys):
     assert main(['retrieve', str(images/'a.png'), '--run', str(tiny_run), '-k', '2']) == 0
-    assert main(['retrieve', '--text', 'Large left pleural effusion.', '--run', str(tiny_run), '-k', '2']) == 0
+    text = 'Large left pleural effusion.'
+    assert main(['retrieve', '--text', text, '--run', str(tiny_run), '-k', '2']) == 0
 
 
 def test_embeddings_of_an_image(images, tiny_run, tmp_path, capsys):
-    assert main(['embed', str(images/'a.png'), str(images/'c.dcm'), '--run', str(tiny_run), '--layers', '1-2', '-o', str(tmp_path/'v.parquet')]) == 0
-    table = pd.read_parquet(tmp_path/'v.parquet')
-    assert list(table) == ['path', 'layer_1', 'layer_2'] and np.array_equal(table.layer_1[0], table.layer_1[1]) and len(table.layer_1[0]) == 64
+    files, out = [str(images/'a.png'), str(images/'c.dcm')], tmp_path/'v.parquet'
+    assert main(['embed', *files, '--run', str(tiny_run), '--layers', '1-2', '-o', str(out)]) == 0
+    table = pd.read_parquet(out)
+    assert list(table) == ['path', 'layer_1', 'layer_2']
+    assert np.array_equal(table.layer_1[0], table.layer_1[1]) and len(table.layer_1[0]) == 64
 
 
-@pytest.mark.parametrize('words, column', [('report', 'report'), ('embed --layers 1', 'layer_1'), ('inpaint --ratio 0.25', 'picture'), ('retrieve -k 2', 'reports')])
+TABLES = [('report', 'report'), ('embed --layers 1', 'layer_1'), ('inpaint --ratio 0.25', 'picture'),
+          ('retrieve -k 2', 'reports')]
+
+
+@pytest.mark.parametrize('words, column', TABLES)
 def test_a_folder_into_a_table(words, column, images, tiny_run, tmp_path, capsys):
     "Every format of the folder; the broken file is named in the quarantine, and the exit code says so."
     assert main([*words.split(), str(images), '--run', str(tiny_run), '-o', str(tmp_path/'o.jsonl')]) == 2
     rows = [json.loads(line) for line in (tmp_path/'o.jsonl').read_text().splitlines()]
-    assert [row['path'].rpartition('/')[2] for row in rows] == ['a.png', 'b.jpg', 'c.dcm'] and all(row[column] for row in rows)
-    assert pd.read_csv(tmp_path/'o.jsonl.quarantine.csv').path.tolist() == [str(images/'broken.png')] and not list(tmp_path.glob('.*'))
-    if column == 'picture': assert all(np.asarray(Image.open(row['picture'])).std() > 5 for row in rows)
+    assert [row['path'].rpartition('/')[2] for row in rows] == ['a.png', 'b.jpg', 'c.dcm']
+    assert all(row[column] for row in rows)
+    assert pd.read_csv(tmp_path/'o.jsonl.quarantine.csv').path.tolist() == [str(images/'broken.png')]
+    assert not list(tmp_path.glob('.*'))
+    if column != 'picture': return
+    for row in rows: assert np.asarray(Image.open(row['picture'])).std() > 5
 
 
 def test_killed_run_goes_on_where_it_was(tiny_run, tmp_path, capsys):
-    "SIGKILL in the middle of 80 images; the same command makes the table of an undisturbed run and asks the model for the rest alone."
+    "After SIGKILL amid 80 images the same command asks for the rest alone; the table is undisturbed."
     (tmp_path/'in').mkdir()
-    for k in range(80): Image.fromarray((draw_study(2, k % 3, 64).image * 255).astype(np.uint8)).save(tmp_path/'in'/f'{k:02}.png')
-    words, journal = ['report', str(tmp_path/'in'), '--run', str(tiny_run), '--batch', '1', '--new', '20', '-o', str(tmp_path/'o.csv')], tmp_path/'.o.csv.journal'
-    process = subprocess.Popen([sys.executable, '-c', 'import sys; from chexmix.cli import main; sys.exit(main(sys.argv[1:]))', *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b'\n') > 4): time.sleep(.005)
+    for k in range(80): save_phantom(tmp_path/'in'/f'{k:02}.png', 2, k % 3)
+    words = ['report', str(tmp_path/'in'), '--run', str(tiny_run), '--batch', '1', '--new', '20', '-o']
+    out, undisturbed, journal = tmp_path/'o.csv', tmp_path/'undisturbed.csv', tmp_path/'.o.csv.journal'
+
+    def n_lines(): return journal.read_bytes().count(b'\n') if journal.exists() else 0
+    command = [sys.executable, '-c', PROGRAM, *words, str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None and n_lines() <= 4: time.sleep(.005)
     os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not (tmp_path/'o.csv').exists(), process.stderr.read()
-    finished = journal.read_bytes().count(b'\n') - 1
+    assert process.wait() == -signal.SIGKILL and not out.exists(), process.stderr.read()
+    finished = n_lines() - 1
     assert 0 < finished < 80
-    assert main(words) == 0 and not journal.exists()
-    said = capsys.readouterr().out
-    assert f'{finished}/80' in said
-    assert main([*words[:-1], str(tmp_path/'whole.csv')]) == 0
-    assert (tmp_path/'o.csv').read_text() == (tmp_path/'whole.csv').read_text()
+    assert main([*words, str(out)]) == 0 and not journal.exists()
+    assert f'{finished}/80' in capsys.readouterr().out
+    assert main([*words, str(undisturbed)]) == 0
+    assert out.read_text() == undisturbed.read_text()
 
 
 def test_one_bad_file_among_good_ones(images, tiny_run, capsys):
     assert main(['report', str(images/'broken.png'), str(images/'a.png'), '--run', str(tiny_run)]) == 2
-    said = capsys.readouterr()
-    assert str(images/'a.png') in said.out and 'broken.png' in said.err
+    printed = capsys.readouterr()
+    assert str(images/'a.png') in printed.out and 'broken.png' in printed.err
 
 
 def table(folder, text):
@@ -116,7 +149,9 @@ def table(folder, text):
     return str(folder/'table.csv')
 
 
-MISTAKES = {  # name → (words after chexmix, what the line must name); {run} a trained run, {tmp} an empty folder, {images} see above
+# name → (words after chexmix, what the line must name)
+# {run} is a trained run, {tmp} an empty folder, {images} see above
+MISTAKES = {
     'unknown preset': ('tokenizer --preset huge --run {tmp}/r', 'huge'),
     'unknown setting': ('tokenizer --preset tiny --run {tmp}/r --set colour=1', 'colour'),
     'wrong type': ('tokenizer --preset tiny --run {tmp}/r --set lr=fast', 'fast'),
@@ -152,8 +187,10 @@ MISTAKES = {  # name → (words after chexmix, what the line must name); {run} a
     'no weights there': ('report {images}/a.png --model {tmp}/none', 'none'),
     'table of an unknown kind': ('report {images} --run {run} -o {tmp}/o.xlsx', 'o.xlsx'),
     'reports as text only': ('embed {images}/a.png --run {run} -o {tmp}/o.txt', 'o.txt'),
-    'layer that is not there': ('embed {images}/a.png --run {run} --layers 7-12 -o {tmp}/o.csv', '0 (the input embedding) to 2'),
-    'more regions than codes': ('embed {images}/a.png --run {run} --regions 9 -o {tmp}/o.csv', '9×9 regions'),
+    'layer that is not there': (
+        'embed {images}/a.png --run {run} --layers 7-12 -o {tmp}/o.csv', '0 (the input embedding) to 2'),
+    'more regions than codes': (
+        'embed {images}/a.png --run {run} --regions 9 -o {tmp}/o.csv', '9×9 regions'),
     'layers in words': ('embed {images}/a.png --run {run} --layers last -o {tmp}/o.csv', 'last'),
     'nothing to embed': ('embed --run {run}', 'nothing to embed'),
     'file of reports missing': ('retrieve {images}/a.png --run {run} --texts {tmp}/no.txt', 'no.txt'),
@@ -165,23 +202,29 @@ MISTAKES = {  # name → (words after chexmix, what the line must name); {run} a
 @pytest.mark.parametrize('name', MISTAKES)
 def test_mistake_is_one_line_and_exit_code_2(name, images, own_run, tmp_path, capsys):
     words, named = MISTAKES[name]
-    for kind, text in {'empty': 'path,text\n', 'columns': 'picture,text\na.png,x\n', 'unreadable': f'path,text\n{images}/broken.png,x\n'}.items():
+    tables = {
+        'empty': 'path,text\n',
+        'columns': 'picture,text\na.png,x\n',
+        'unreadable': f'path,text\n{images}/broken.png,x\n'}
+    for kind, text in tables.items():
         (tmp_path/kind).mkdir()
         words = words.replace(f'{{{kind}}}', table(tmp_path/kind, text))
-    before = sorted(p for p in own_run.rglob('*'))
+    before = sorted(own_run.rglob('*'))
     try: code = main(words.format(run=own_run, tmp=tmp_path, images=images).split())
     except SystemExit as e: code = e.code
     err = capsys.readouterr().err.strip()
     assert code == 2 and named in err.splitlines()[-1] and 'Traceback' not in err, err
-    assert not list(tmp_path.rglob('*.part')) and sorted(p for p in own_run.rglob('*')) == before
+    assert not list(tmp_path.rglob('*.part')) and sorted(own_run.rglob('*')) == before
 
 
 def test_no_room_on_disk(images, tiny_run, tmp_path):
     "The kernel refuses to let any file grow: the line names the file, and nothing stands under its name."
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-    words = [sys.executable, '-B', '-c', 'import sys; from chexmix.cli import main; sys.exit(main(sys.argv[1:]))', 'tokenizer', str(images/'a.png'), '--run', str(tiny_run), '-o', str(tmp_path/'o.png')]
-    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=limit)
-    assert done.returncode == 2 and 'o.png' in done.stderr.splitlines()[-1] and not list(tmp_path.iterdir()), done.stderr
+    def limit(): resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    words = ['tokenizer', str(images/'a.png'), '--run', str(tiny_run), '-o', str(tmp_path/'o.png')]
+    command = [sys.executable, '-B', '-c', PROGRAM, *words]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 2 and 'o.png' in done.stderr.splitlines()[-1], done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_shows_an_example():
@@ -193,45 +236,52 @@ def test_a_table_of_images_and_texts_becomes_a_run(tmp_path, capsys):
     "A table with two columns and one broken image goes through tokenizers and stage 1."
     rows = []
     for k in range(60):
-        study = draw_study(5, k, 64)
-        Image.fromarray((study.image * 255).astype(np.uint8)).save(tmp_path/f'{k}.png')
+        study = save_phantom(tmp_path/f'{k}.png', 5, k)
         rows.append(dict(path=f'{k}.png', text=study.findings_text))
     (tmp_path/'0.png').write_bytes(b'\x89PNG broken')
     pd.DataFrame(rows).to_csv(tmp_path/'table.csv', index=False)
     few = ['--set', 'tokenizer_steps=6', '--set', 'stage1_steps=3']
-    assert main(['pretrain', '--preset', 'tiny', '--run', str(tmp_path/'run'), '--data', str(tmp_path/'table.csv'), *few]) == 0
-    assert len(pd.read_csv(tmp_path/'run'/'quarantine.csv')) == 1 and (tmp_path/'run'/'stage1'/'model.safetensors').exists()
-    shutil.rmtree(tmp_path/'run')
+    run, data = tmp_path/'run', str(tmp_path/'table.csv')
+    assert main(['pretrain', '--preset', 'tiny', '--run', str(run), '--data', data, *few]) == 0
+    assert len(pd.read_csv(run/'quarantine.csv')) == 1 and (run/'stage1'/'model.safetensors').exists()
+    shutil.rmtree(run)
 
 
 def test_audit_says_what_is_wrong(tmp_path, capsys):
     "One image twice under two patients in two splits, one broken file."
-    for k in range(4): Image.fromarray((draw_study(7, 3 * k, 64).image * 255).astype(np.uint8)).save(tmp_path/f'{k}.png')
+    for k in range(4): save_phantom(tmp_path/f'{k}.png', 7, 3 * k)
     shutil.copy(tmp_path/'0.png', tmp_path/'4.png')
     (tmp_path/'5.png').write_bytes(b'no image')
-    rows = [dict(path=f'{k}.png', patient_id=f'p{k}', split='test' if k == 4 else 'train', report='Clear lungs.') for k in range(6)]
+    rows = []
+    for k in range(6):
+        split = 'test' if k == 4 else 'train'
+        rows.append(dict(path=f'{k}.png', patient_id=f'p{k}', split=split, report='Clear lungs.'))
     pd.DataFrame(rows).to_csv(tmp_path/'table.csv', index=False)
     assert main(['audit', str(tmp_path/'table.csv'), '-o', str(tmp_path/'audit')]) == 0
-    said = capsys.readouterr().out
-    assert '1 files set aside' in said and 'Pleural Effusion' in said
+    printed = capsys.readouterr().out
+    assert '1 files set aside' in printed and 'Pleural Effusion' in printed
     found = pd.read_csv(tmp_path/'audit'/'audit.csv', index_col=0).found
-    assert found['… in several splits'] == 2 and found['cannot be read'] == 1 and (tmp_path/'audit'/'audit.png').exists()
+    assert found['… in several splits'] == 2 and found['cannot be read'] == 1
+    assert (tmp_path/'audit'/'audit.png').exists()
 
 
 def test_demo_on_a_table_named_from_here(tmp_path, monkeypatch, capsys):
     "The whole demo at preset tiny, on a table whose path is relative; a second call does nothing again."
     rows = []
     for k in range(80):
-        study = draw_study(6, k, 64)
-        Image.fromarray((study.image * 255).astype(np.uint8)).save(tmp_path/f'{k}.png')
+        study = save_phantom(tmp_path/f'{k}.png', 6, k)
         rows.append(dict(path=f'{k}.png', patient_id=study.patient_id, report=study.findings_text))
     pd.DataFrame(rows).to_csv(tmp_path/'table.csv', index=False)
     monkeypatch.chdir(tmp_path)
-    words = ['demo', '--preset', 'tiny', '--run', str(tmp_path/'run'), '--data', 'table.csv', '--notebooks', str(root/'nbs')]
+    run = tmp_path/'run'
+    words = ['demo', '--preset', 'tiny', '--run', str(run), '--data', 'table.csv']
+    words += ['--notebooks', str(root/'nbs')]
     assert main(words) == 0
-    said, page = capsys.readouterr().out, (tmp_path/'run'/'index.html').read_text()
-    assert 'min left' in said and 'Classification' in said and 'index.html' in said and page.count('<img') > 10 and 'synthetic' not in page
-    assert len(list((tmp_path/'run'/'notebooks').glob('*.ipynb'))) == 9 and len(list((tmp_path/'run'/'results').glob('*.json'))) >= 6
-    made = (tmp_path/'run'/'index.html').stat().st_mtime
-    assert main(words) == 0 and (tmp_path/'run'/'index.html').stat().st_mtime == made
-    shutil.rmtree(tmp_path/'run')
+    printed, page = capsys.readouterr().out, (run/'index.html').read_text()
+    assert 'min left' in printed and 'Classification' in printed and 'index.html' in printed
+    assert page.count('<img') > 10 and 'synthetic' not in page
+    assert len(list((run/'notebooks').glob('*.ipynb'))) == 9
+    assert len(list((run/'results').glob('*.json'))) >= 6
+    made = (run/'index.html').stat().st_mtime
+    assert main(words) == 0 and (run/'index.html').stat().st_mtime == made
+    shutil.rmtree(run)

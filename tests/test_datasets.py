@@ -8,9 +8,9 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from chexmix.core import UserError
-from chexmix.data import MANIFEST_COLUMNS, check_split, concatenate, label_reports, read_table, scan, split_by_patient, to_parquet
+from chexmix.data import check_split, concatenate, label_reports, MANIFEST_COLUMNS, read_table, scan, split_by_patient, to_parquet
 from chexmix.datasets import DATASETS, PAGES, read_data
-from chexmix.labels import FINDINGS
+from chexmix.report_text import FINDINGS
 
 SHARED = Path(__file__).parents[2]/'shared'
 PIXELS = np.add.outer(np.arange(40), np.arange(32)).astype(np.uint8)

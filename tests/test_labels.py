@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 
 from chexmix.core import UserError
-from chexmix.labels import (CUES, FINDINGS, LEXICON, NORMAL, Rules, count_gaps, explain_report, label_report, labels_to_text, phrase_words, report_mentions,
-                            report_sections, report_text, resolve_uncertain, standard_rules, text_gap, tidy, with_parents)
-from chexmix.phantom import draw_study, study_row
+from chexmix.report_text import count_gaps, CUES, explain_report, FINDINGS, label_report, labels_to_text, LEXICON, NORMAL, phrase_words, report_mentions, report_sections, report_text, resolve_uncertain, Rules, standard_rules, text_gap, tidy, with_parents
+from chexmix.phantom import make_phantom, study_row
 
 REPORTS = Path(__file__).parents[2]/'shared'/'data'/'iu_reports'/'indiana_reports.csv'
 
@@ -226,7 +225,7 @@ def micro_f1(said, truth): return 2 * (said & truth).sum() / (said.sum() + truth
 
 
 def test_reports_of_the_phantom_are_read_back():
-    studies = [draw_study(3, k, 64, draw=False) for k in range(500)]
+    studies = [make_phantom(3, k, 64, draw=False) for k in range(500)]
     truth = np.array([[s.labels[name] for name in FINDINGS] for s in studies])
     said = np.array([list(label_report(report_text(study_row(s))).values()) for s in studies])
     assert micro_f1(np.stack([said == 1, said == -1]), np.stack([truth == 1, truth == -1])) >= .98

@@ -1,0 +1,64 @@
+"Weights in the package: they load, they answer where no model is named, and their card still holds."
+import numpy as np, pytest
+from PIL import Image
+
+import chexmix.pipeline as pipelines
+from chexmix.cli import build_parser, main
+from chexmix.core import get_settings, parse_changes, read_json, Settings
+from chexmix.records import content_hash
+from chexmix.phantom import make_phantom
+from chexmix.pipeline import open_model, pipeline
+from chexmix.bundled_weights import BUNDLED, MOST_MB, pack_run, training_commands
+
+
+@pytest.fixture(scope='module')
+def packed(tiny_run, tmp_path_factory):
+    "The tiny run, evaluated and packed."
+    from chexmix.classify import evaluate_classify
+    from chexmix.report import evaluate_report
+    if not (tiny_run/'classify'/'stage2.json').exists(): evaluate_classify(tiny_run, most=100, ratios=(0,))
+    if not (tiny_run/'results'/'report.json').exists(): evaluate_report(tiny_run, most=16, ratios=(0,))
+    return pack_run(tiny_run, tmp_path_factory.mktemp('packed')/'weights')
+
+
+@pytest.fixture(params=['packed', *(['bundled'] if BUNDLED.exists() else [])])
+def weights(request, packed): return packed if request.param == 'packed' else BUNDLED
+
+
+def test_weights_answer_where_no_model_is_named(weights, tmp_path, monkeypatch, capsys):
+    "As right after installation: no run, no option, one radiograph."
+    monkeypatch.setenv('CHEXMIX_RUNS', str(tmp_path/'runs'))
+    monkeypatch.setattr(pipelines, 'BUNDLED', weights)
+    Image.fromarray((make_phantom(1, 0, 64).image * 255).astype(np.uint8)).save(tmp_path/'a.png')
+    answers = {'report': 'FINDINGS', 'classify': 'Pleural Effusion', 'retrieve -k 1': 'FINDINGS'}
+    for words, answer in answers.items():
+        assert main([*words.split(), str(tmp_path/'a.png')]) == 0
+        printed = capsys.readouterr()
+        assert answer in printed.out and 'never for clinical use' in printed.err
+    assert main(['inpaint', str(tmp_path/'a.png'), '-o', str(tmp_path/'o.png')]) == 0
+    assert (tmp_path/'o.png').exists()
+    assert set(pipeline()(str(tmp_path/'a.png'))) == {'path', 'report', 'ids', 'findings'}
+
+
+def test_card_says_what_they_are_and_its_commands_still_train_them(weights):
+    card, text = read_json(weights/'card.json'), (weights/'README.md').read_text(encoding='utf-8')
+    assert card['data']['synthetic'] and card['size_MB'] <= MOST_MB
+    assert card['weights'] == content_hash(weights/'model.safetensors')
+    parts = ('never for clinical use', 'synthetic', '## Training', '## Results', '## Limits')
+    for part in (*parts, card['weights'], *card['training']): assert part in text
+    stored = Settings(**card['settings'] | {'channel_mult': tuple(card['settings']['channel_mult'])})
+    trained = read_json(weights/'settings.json')
+    assert card['training'] == training_commands(stored, trained['stage'], trained['steps'])
+    first, *others = [build_parser().parse_args(line.split()[1:]) for line in card['training']]
+    settings = get_settings(first.preset, seed=first.seed, **parse_changes(first.set))
+    assert settings == stored, 'the preset has changed since these weights were packed: pack them again'
+    assert [args.function.__name__ for args in others] == ['pretrain', 'classify']
+    assert {args.run for args in others} == {first.run}
+
+
+def test_no_model_at_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('CHEXMIX_RUNS', str(tmp_path/'runs'))
+    monkeypatch.setattr(pipelines, 'BUNDLED', tmp_path/'none')
+    Image.fromarray((make_phantom(1, 0, 64).image * 255).astype(np.uint8)).save(tmp_path/'a.png')
+    assert main(['report', str(tmp_path/'a.png')]) == 2
+    assert 'chexmix demo' in capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,122 @@
+"Several processes do the work of one: copies (DDP) and shards (FSDP), over gloo on the CPU."
+import multiprocessing, os, shutil, socket
+
+import pandas as pd, pytest, torch
+from safetensors.torch import load_file
+
+import chexmix.pretrain as pretraining
+from chexmix.core import open_run, UserError
+
+processes = multiprocessing.get_context('forkserver')
+processes.set_forkserver_preload(['chexmix.pretrain'])
+
+
+def train(rank, port, sharded, folder, name, changes, log):
+    "One of two processes, as a launcher would start it."
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=str(port), ACCELERATE_USE_FSDP=str(sharded).lower())
+    for stream in (1, 2):
+        file = os.open(log.with_suffix(f'.{rank}'), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, stream)
+    torch.set_num_threads(1)
+    try: pretraining.pretrain(folder, open_run(folder)[1], 2, name, **changes)
+    except KeyboardInterrupt: os._exit(3)
+    finally: pretraining.dist.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def train_in_two(folder, name, changes, log, sharded=False):
+    "Train stage 2 in two processes, which must both succeed."
+    port = free_port()
+    group = [
+        processes.Process(target=train, args=(rank, port, sharded, folder, name, changes, log))
+        for rank in (0, 1)]
+    for p in group: p.start()
+    for p in group: p.join()
+    output = [log.with_suffix(f'.{rank}').read_text() for rank in (0, 1)]
+    assert [p.exitcode for p in group] == [0, 0], '\n'.join(output)
+
+
+def distance(folder, one, other) -> float:
+    """How far two results are apart, as a share of how far training moved. Their logs must agree.
+
+    (Adam makes a step of any gradient, also of one that is all rounding.)
+    """
+    logs = [pd.read_csv(folder/'logs'/f'{name}.csv') for name in (one, other)]
+    columns = ['step', 'lr', 'loss', 'valid_image', 'valid_text', 'valid_grounding_gap']
+    pd.testing.assert_frame_equal(logs[0][columns], logs[1][columns], rtol=1e-3, atol=1e-4)
+    states = [load_file(folder/name/'model.safetensors') for name in (one, other, 'stage1')]
+    assert states[0].keys() == states[1].keys()
+    a, b, start = (torch.cat([state[k].flatten() for k in sorted(state)]) for state in states)
+    return float((a - b).norm() / (a - start).norm())
+
+
+@pytest.fixture(scope='module')
+def alone(tiny_run, tmp_path_factory):
+    """Stage 2 by one process: the folder, and the settings that make it comparable.
+
+    Random numbers of dropout depend on the process, and so does rounding to bfloat16.
+    """
+    folder = shutil.copytree(tiny_run, tmp_path_factory.mktemp('distributed')/'run')
+    changes = dict(
+        steps=5, dropout=0., precision='float32', image_targets='masked', text_weight=2., order='both',
+        panels=0)
+    pretraining.pretrain(folder, open_run(folder)[1], 2, 'alone', **changes)
+    return folder, changes
+
+
+@pytest.mark.parametrize('sharded', (False, True))
+@pytest.mark.parametrize('more', ({}, dict(n_parts=2, recompute=True)))
+def test_two_processes_equal_one(alone, tmp_path, sharded, more):
+    """Same global batch, same weights, up to the order of sums.
+
+    In one piece, and in parts with activation checkpointing.
+    """
+    folder, changes = alone
+    name = f'two-{sharded}-{len(more)}'
+    train_in_two(folder, name, changes | more, tmp_path/'log', sharded)
+    assert distance(folder, 'alone', name) < .01
+    model, processor = pretraining.load_model(folder, name)
+    assert model.config.layout == processor.layout
+
+
+@pytest.mark.parametrize('sharded', (False, True))
+def test_two_processes_in_bfloat16(alone, tmp_path, sharded):
+    "Both ways of sharing the work also train, save and reload in mixed precision."
+    folder, changes = alone
+    name = f'bfloat16-{sharded}'
+    train_in_two(folder, name, changes | dict(precision='bfloat16'), tmp_path/'log', sharded)
+    model, _ = pretraining.load_model(folder, name)
+    assert model.dtype == torch.float32
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, monkeypatch):
+    folder, changes = alone
+    original = pretraining.Batches.__call__
+
+    def interrupted(self, step):
+        if step == 3: raise KeyboardInterrupt
+        return original(self, step)
+    with monkeypatch.context() as m:
+        m.setattr(pretraining.Batches, '__call__', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pretraining.pretrain(
+                folder, open_run(folder)[1], 2, 'handed over', checkpoint_seconds=0, **changes)
+    train_in_two(folder, 'handed over', changes, tmp_path/'log', sharded=True)
+    assert distance(folder, 'alone', 'handed over') < .01
+
+
+def test_the_launcher_starts_processes(alone):
+    "As the notebook does with `processes`; and a mistake is one line."
+    folder, _ = alone
+    target = pretraining.launch(folder, 2, 2, 'launched', steps=3)
+    assert (target/'model.safetensors').exists()
+    with pytest.raises(UserError, match='^2 processes share a batch of 1 studies'):
+        pretraining.launch(folder, 2, 2, 'too small', steps=3, batch=1)
