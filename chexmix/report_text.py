@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FINDINGS', 'PARENTS', 'MARKS', 'SECTIONS', 'WORDS', 'LEXICON', 'NORMAL', 'CUES', 'VALUES', 'with_parents', 'tidy',
-           'report_sections', 'letters', 'report_text', 'text_gap', 'count_gaps', 'phrase_words', 'stem', 'patterns',
-           'Rules', 'find_phrases', 'opens_clause', 'own_verb', 'clause_numbers', 'listed', 'reaches', 'deciding_cue',
-           'Mention', 'read_sentence', 'pieces', 'report_mentions', 'standard_rules', 'label_report', 'explain_report',
-           'labels_to_text', 'resolve_uncertain']
+           'report_sections', 'letters', 'report_text', 'text_gap', 'count_gaps', 'alternatives', 'phrase_words',
+           'stem', 'patterns', 'check_names', 'Rules', 'find_phrases', 'opens_clause', 'own_verb', 'clause_numbers',
+           'listed', 'reaches', 'deciding_cue', 'Mention', 'read_sentence', 'pieces', 'report_mentions',
+           'standard_rules', 'label_report', 'explain_report', 'finding_words', 'labels_to_text', 'resolve_uncertain']
 
 # %% ../nbs/data/report_text.ipynb #82784c85
 import re
@@ -23,19 +23,23 @@ from spacy.util import filter_spans
 from .core import UserError
 
 # %% ../nbs/data/report_text.ipynb #7a3ec4db
-FINDINGS = ('No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Lesion', 'Lung Opacity', 'Edema', 'Consolidation', 'Pneumonia',
-            'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Fracture', 'Support Devices')
+FINDINGS = (
+    'No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Lesion', 'Lung Opacity',
+    'Edema', 'Consolidation', 'Pneumonia', 'Atelectasis', 'Pneumothorax',
+    'Pleural Effusion', 'Pleural Other', 'Fracture', 'Support Devices')
 
 # %% ../nbs/data/report_text.ipynb #ecf92d6e
-PARENTS = {'Cardiomegaly': 'Enlarged Cardiomediastinum', **dict.fromkeys(('Edema', 'Consolidation', 'Pneumonia', 'Lung Lesion', 'Atelectasis'), 'Lung Opacity')}
+_OPACITIES = ('Edema', 'Consolidation', 'Pneumonia', 'Lung Lesion', 'Atelectasis')
+PARENTS = {'Cardiomegaly': 'Enlarged Cardiomediastinum', **dict.fromkeys(_OPACITIES, 'Lung Opacity')}
 
 def with_parents(
     labels: dict,  # finding → 1, 0, -1 or NaN
 ) -> dict:
-    "A copy of `labels` in which a present finding makes its parent present, an uncertain one at least uncertain."
+    "A copy of `labels` in which a finding makes its parent present (1) or at least uncertain (−1)."
     labels = dict(labels)
     for child, parent in PARENTS.items():
-        if labels[child] == 1 or labels[child] == -1 and labels[parent] != 1: labels[parent] = labels[child]
+        present, uncertain = labels[child] == 1, labels[child] == -1
+        if present or (uncertain and labels[parent] != 1): labels[parent] = labels[child]
     return labels
 
 # %% ../nbs/data/report_text.ipynb #b83302cb
@@ -45,40 +49,73 @@ def tidy(
     text: str,           # of a report; anything but a string is no text
     mark: str = '___',   # takes the place of each mark of de-identification
 ) -> str:
-    "`text` on one line, every mark written as `mark`; rules of ten or more underscores, control characters and halves of characters are spaces."
+    """`text` on one line, every mark of de-identification written as `mark`.
+
+    Control characters, lone surrogates and rows of ten or more underscores become spaces.
+    """
     if not isinstance(text, str): return ''
-    return ' '.join(MARKS.sub(mark, re.sub(r'[\0-\x1f\x7f\ud800-\udfff]|_{10,}', ' ', text)).split())
+    text = re.sub(r'[\0-\x1f\x7f\ud800-\udfff]|_{10,}', ' ', text)
+    return ' '.join(MARKS.sub(mark, text).split())
 
 # %% ../nbs/data/report_text.ipynb #d9cd3b85
-SECTIONS = {  # section → its headers, in any case; '' is no section: what follows stands under no header
-    'findings': 'finding, findings, findings and impression, findings/impression, impression and findings, observation, observations',
-    'impression': 'impression, impressions, final impression, conclusion, conclusions, opinion, interpretation, summary',
-    'indication': 'indication, indications, clinical indication, reason for exam, reason for examination, reason for study, history, clinical history, clinical information, clinical data',
-    'comparison': 'comparison, comparisons, comparison study, comparison studies, prior studies, previous studies',
+# Section → its headers, in any case. What stands under a header of '' belongs to no section.
+SECTIONS = {
+    'findings': (
+        'finding, findings, findings and impression, findings/impression, '
+        'impression and findings, observation, observations'),
+    'impression': (
+        'impression, impressions, final impression, conclusion, conclusions, opinion, '
+        'interpretation, summary'),
+    'indication': (
+        'indication, indications, clinical indication, reason for exam, reason for examination, '
+        'reason for study, history, clinical history, clinical information, clinical data'),
+    'comparison': (
+        'comparison, comparisons, comparison study, comparison studies, prior studies, '
+        'previous studies'),
     'technique': 'technique, techniques, procedure, views',
     'examination': 'examination, exam, study, type of examination, type of exam',
-    'recommendation': 'recommendation, recommendations, recommendation(s)', 'notification': 'notification, notifications, communication',
-    'addendum': 'addendum, addenda', 'wet read': 'wet read, preliminary read, preliminary report', '': 'final report, report'}
+    'recommendation': 'recommendation, recommendations, recommendation(s)',
+    'notification': 'notification, notifications, communication',
+    'addendum': 'addendum, addenda',
+    'wet read': 'wet read, preliminary read, preliminary report',
+    '': 'final report, report',
+}
 
 # %% ../nbs/data/report_text.ipynb #7bf98855
 _NAMES = {header: section for section, headers in SECTIONS.items() for header in headers.split(', ')}
-_ANY, _CAPITALS = ('|'.join(re.escape(case(name)) for name in sorted(_NAMES, key=len, reverse=True)) for case in (str.lower, str.upper))
-_TITLE = (r'(?=.{0,99}?(?:chest|view|radiograph|film|x-?ray))(?:[ \t\d,()&:./_-]|\b(?:chest|pa|ap|lat(?:eral)?|frontal|portable|single|one|two|views?|radiographs?|films?|x-?rays?|'
-          r'upright|supine|erect|semi-?(?:upright|erect)|and|the|at|on|of|[ap]\.?m|hours)\b)+')
-_HEADER = re.compile(rf'(?im)(?:^|(?<=[.:?!_X]))[ \t]*(?P<sentence>{_ANY})[ \t]*(?::|[ \t]-+[ \t])|^[ \t]*(?=(?-i:[A-Z]))(?P<line>{_ANY})[ \t]*$|'
-                     rf'\b(?P<capitals>(?-i:{_CAPITALS}))[ \t]*:|^(?P<title>{_TITLE}):(?=\s|$)')
+_LONGEST_FIRST = sorted(_NAMES, key=len, reverse=True)
+_ANY = '|'.join(re.escape(name) for name in _LONGEST_FIRST)
+_CAPITALS = '|'.join(re.escape(name.upper()) for name in _LONGEST_FIRST)
+
+# A line that names the examination, as “CHEST, PA AND LATERAL”.
+_TITLE = (
+    r'(?=.{0,99}?(?:chest|view|radiograph|film|x-?ray))'
+    r'(?:[ \t\d,()&:./_-]|'
+    r'\b(?:chest|pa|ap|lat(?:eral)?|frontal|portable|single|one|two|views?|radiographs?|films?|x-?rays?|'
+    r'upright|supine|erect|semi-?(?:upright|erect)|and|the|at|on|of|[ap]\.?m|hours)\b)+')
+
+_HEADER = re.compile(
+    rf'(?im)(?:^|(?<=[.:?!_X]))[ \t]*(?P<sentence>{_ANY})[ \t]*(?::|[ \t]-+[ \t])|'  # Findings: …
+    rf'^[ \t]*(?=(?-i:[A-Z]))(?P<line>{_ANY})[ \t]*$|'  # a line of its own
+    rf'\b(?P<capitals>(?-i:{_CAPITALS}))[ \t]*:|'       # within a line, in capitals
+    rf'^(?P<title>{_TITLE}):(?=\s|$)')
 
 # %% ../nbs/data/report_text.ipynb #d7dfa554
 def report_sections(
     text: str,  # a report with or without headers; anything but a string is no report
 ) -> dict[str, str]:  # section, lower case → its text on one line, marks as `tidy` writes them
-    "The sections of a report, repeated ones joined. Without the header FINDINGS, what stands under no header is the findings."
+    """The sections of a report, repeated ones joined.
+
+    Without the header FINDINGS, what stands under no header is the findings.
+    """
     text = '\n'.join(text.splitlines()) if isinstance(text, str) else ''
     sections, name, start = {'': ''}, '', 0
     for header in [*_HEADER.finditer(text), None]:
         body = text[start:header.start() if header else None].lstrip()
-        parts = re.split(r'\n[ \t]*\n', body, maxsplit=1) if name in ('indication', 'comparison', 'technique', 'examination') else [body]
-        for section, part in zip((name, ''), parts): sections[section] = f'{sections.get(section, "")} {part}'
+        ends_at_empty_line = name in ('indication', 'comparison', 'technique', 'examination')
+        parts = re.split(r'\n[ \t]*\n', body, maxsplit=1) if ends_at_empty_line else [body]
+        for section, part in zip((name, ''), parts):
+            sections[section] = f'{sections.get(section, "")} {part}'
         if header and header.lastgroup != 'title': name = _NAMES[header[header.lastgroup].lower()]
         elif name not in ('findings', 'impression'): name = ''
         start = header.end() if header else None
@@ -98,21 +135,32 @@ def report_text(
     row,                     # a manifest's row, or a dict
     sections: str = 'both',  # findings, impression or both
 ) -> str:
-    "The text of a study: `FINDINGS: … IMPRESSION: …`, a section without words (three letters) left out. Raises `UserError` for another policy."
-    if sections not in ('findings', 'impression', 'both'): raise UserError(f'no such section policy: {sections}; choose one of findings, impression, both')
-    kept = {name: tidy(row.get(f'{name}_text')) for name in ('findings', 'impression') if sections in (name, 'both')}
-    return ' '.join(f'{name.upper()}: {text}' for name, text in kept.items() if letters(text) >= 3)
+    """The text of a study: `FINDINGS: … IMPRESSION: …`.
+
+    A section with fewer than three letters is left out. Raises `UserError` for another policy.
+    """
+    if sections not in ('findings', 'impression', 'both'):
+        choices = 'choose one of findings, impression, both'
+        raise UserError(f'no such section policy: {sections}; {choices}')
+    names = ('findings', 'impression') if sections == 'both' else (sections,)
+    texts = {name: tidy(row.get(f'{name}_text')) for name in names}
+    return ' '.join(f'{name.upper()}: {text}' for name, text in texts.items() if letters(text) >= 3)
 
 # %% ../nbs/data/report_text.ipynb #ce4aa9e6
 def text_gap(
     row,                     # a manifest's row, or a dict; its `text`, if any, is the whole report
     sections: str = 'both',  # findings, impression or both
 ) -> str:
-    "Why a study has no text under a policy, '' where it has one: `no report`, `only marks`, `too short`, or the section that is missing."
+    """Why a study has no text under a policy; '' where it has one.
+
+    `no report`, `only marks`, `too short`, or the section that is missing.
+    """
     if report_text(row, sections): return ''
-    written = ' '.join(t for name in ('text', 'findings_text', 'impression_text') if isinstance(t := row.get(name), str)).strip()
+    texts = [row.get(name) for name in ('text', 'findings_text', 'impression_text')]
+    written = ' '.join(text for text in texts if isinstance(text, str)).strip()
     if not written: return 'no report'
-    if letters(written) < 3: return 'only marks' if MARKS.search(written) and not letters(written) else 'too short'
+    if MARKS.search(written) and not letters(written): return 'only marks'
+    if letters(written) < 3: return 'too short'
     return f'no {sections} section' if sections != 'both' else 'no findings and no impression'
 
 # %% ../nbs/data/report_text.ipynb #640780f6
@@ -121,75 +169,154 @@ def count_gaps(
     sections: str = 'both',  # findings, impression or both
 ) -> dict[str, int]:
     "How many studies have no text, by reason, the commonest first."
-    return dict(Counter(reason for row in rows if (reason := text_gap(row, sections))).most_common())
+    reasons = Counter(text_gap(row, sections) for row in rows)
+    return {reason: n for reason, n in reasons.most_common() if reason}
 
 # %% ../nbs/data/report_text.ipynb #c8815657
 WORDS = {
-    'HEART': 'heart cardiac cardiopericardial', 'MEDIASTINUM': 'mediastin* cardiomediastin*', 'LUNG': 'lung lungs pulmonary', 'BONE': 'bone bones bony osseous skelet* rib ribs',
-    'LARGE': 'enlarge* large increased prominen* dilated borderline', 'WIDE': 'wide widen* enlarge* prominen*', 'NORMAL': 'normal unremarkable',
-    'IS': 'is are was were has have had appear appears appeared remain remains remained demonstrate demonstrates show shows',
-    'SEEN': 'seen identified present visualized visualised evident demonstrated appreciated noted detected apparent found visible'}
+    'HEART': 'heart cardiac cardiopericardial',
+    'MEDIASTINUM': 'mediastin* cardiomediastin*',
+    'LUNG': 'lung lungs pulmonary',
+    'BONE': 'bone bones bony osseous skelet* rib ribs',
+    'LARGE': 'enlarge* large increased prominen* dilated borderline',
+    'WIDE': 'wide widen* enlarge* prominen*',
+    'NORMAL': 'normal unremarkable',
+    'IS': (
+        'is are was were has have had appear appears appeared remain remains remained '
+        'demonstrate demonstrates show shows'),
+    'SEEN': (
+        'seen identified present visualized visualised evident demonstrated appreciated noted '
+        'detected apparent found visible'),
+}
 
 # %% ../nbs/data/report_text.ipynb #e7878af7
 LEXICON = {
-    'Enlarged Cardiomediastinum': 'WIDE MEDIASTINUM, WIDE of … MEDIASTINUM, WIDE superior|upper MEDIASTINUM, MEDIASTINUM … WIDE, mediastinal mass|shift|fullness, WIDE paratracheal, paratracheal WIDE',
-    'Cardiomegaly': 'cardiomegaly, HEART … LARGE, LARGE HEART, LARGE size|left|right|in|of|the HEART, LARGE of|in the HEART, LARGE in size of HEART, increase in HEART size, increase in size of the HEART',
-    'Lung Lesion': 'nodul*, micronodul*, fibronodul*, reticulonodul*, mass|masses|masslike, LUNG lesion*, tumor*, tumour*, neoplas*, carcinoma*, cancer*, malignan*, metasta*, cavitary, cavitation*',
-    'Lung Opacity': 'opaci*, infiltrat*, airspace dis*, air space dis*, haziness, increased|prominent|coarse* interstitial|bronchovascular|LUNG marking*|densit*, interstitial disease|thickening|prominence|process, interstitial lung disease',
-    'Edema': 'edema*, oedema*, HEART|ventricular failure, chf, congestion, congestive, cephali*, kerley, fluid overload, pulmonary venous hypertension, '
-             'engorge*|redistribution|increased|prominen* … vascula*, vascula* engorge*|redistribution|prominen*, vascula* IS engorge*|prominen*, vascula* IS mildly engorge*|prominen*',
+    'Enlarged Cardiomediastinum': (
+        'WIDE MEDIASTINUM, WIDE of … MEDIASTINUM, WIDE superior|upper MEDIASTINUM, '
+        'MEDIASTINUM … WIDE, mediastinal mass|shift|fullness, WIDE paratracheal, '
+        'paratracheal WIDE'),
+    'Cardiomegaly': (
+        'cardiomegaly, HEART … LARGE, LARGE HEART, LARGE size|left|right|in|of|the HEART, '
+        'LARGE of|in the HEART, LARGE in size of HEART, increase in HEART size, '
+        'increase in size of the HEART'),
+    'Lung Lesion': (
+        'nodul*, micronodul*, fibronodul*, reticulonodul*, mass|masses|masslike, LUNG lesion*, '
+        'tumor*, tumour*, neoplas*, carcinoma*, cancer*, malignan*, metasta*, cavitary, '
+        'cavitation*'),
+    'Lung Opacity': (
+        'opaci*, infiltrat*, airspace dis*, air space dis*, haziness, '
+        'increased|prominent|coarse* interstitial|bronchovascular|LUNG marking*|densit*, '
+        'interstitial disease|thickening|prominence|process, interstitial lung disease'),
+    'Edema': (
+        'edema*, oedema*, HEART|ventricular failure, chf, congestion, congestive, cephali*, '
+        'kerley, fluid overload, pulmonary venous hypertension, '
+        'engorge*|redistribution|increased|prominen* … vascula*, '
+        'vascula* engorge*|redistribution|prominen*, vascula* IS engorge*|prominen*, '
+        'vascula* IS mildly engorge*|prominen*'),
     'Consolidation': 'consolidat*',
-    'Pneumonia': 'pneumonia*, bronchopneumonia*, pneumonitis, infection, infectious, covid, pneumocystis, legionella, klebsiella, streptococc*',
-    'Atelectasis': 'atelecta*, lobe|lobar|segmental|LUNG collapse, collapsed lung|lobe, collapse of … lung|lobe',
+    'Pneumonia': (
+        'pneumonia*, bronchopneumonia*, pneumonitis, infection, infectious, covid, pneumocystis, '
+        'legionella, klebsiella, streptococc*'),
+    'Atelectasis': (
+        'atelecta*, lobe|lobar|segmental|LUNG collapse, collapsed lung|lobe, '
+        'collapse of … lung|lobe'),
     'Pneumothorax': 'pneumothora*, hydropneumothora*, pleural air',
     'Pleural Effusion': 'effusion*, pleural fluid, hydrothorax, hydropneumothora*, hemothorax',
-    'Pleural Other': 'pleural thicken*|scar*|plaque*|calcifi*|fibrosis|lesion*|capping, pleural and parenchymal scar*, pleural based lesion*, pleuroparenchymal, fibrothorax, fissural thickening, thicken* of the pleura, apical cap',
+    'Pleural Other': (
+        'pleural thicken*|scar*|plaque*|calcifi*|fibrosis|lesion*|capping, '
+        'pleural and parenchymal scar*, pleural based lesion*, pleuroparenchymal, fibrothorax, '
+        'fissural thickening, thicken* of the pleura, apical cap'),
     'Fracture': 'fractur*, broken rib*',
-    'Support Devices': 'device*, catheter*, picc, port|mediport|portacath*|portacatheter, port a cath*, pacemaker*, pacer*, aicd, icd, defibrillator*, ett, tracheostomy, swan, tube|tubes|tubing, '
-                       'central|venous|subclavian|jugular line*, drain|drains, wire|wires, clip|clips, stent|stents, valve replacement*, prosthe*, hardware, stimulator*, generator*, electrode*, leads, shunt*, '
-                       'filter, screw*, rod|rods, fixation, tip … svc|caval|cavoatrial|atri*|carina|stomach',
-    '': 'lytic|BONE lesion*|mass*, granulomatous infection|disease, tuberculous|tuberculosis infection, pericardial effusion*, mass effect, prior|previous|old|remote infection|pneumonia, '
-        'fractur* … screw*|lead|leads|wire|wires, screw*|lead|leads|wire|wires|catheter* … fractur*'}
+    'Support Devices': (
+        'device*, catheter*, picc, port|mediport|portacath*|portacatheter, port a cath*, '
+        'pacemaker*, pacer*, aicd, icd, defibrillator*, ett, tracheostomy, swan, '
+        'tube|tubes|tubing, central|venous|subclavian|jugular line*, drain|drains, wire|wires, '
+        'clip|clips, stent|stents, valve replacement*, prosthe*, hardware, stimulator*, '
+        'generator*, electrode*, leads, shunt*, filter, screw*, rod|rods, fixation, '
+        'tip … svc|caval|cavoatrial|atri*|carina|stomach'),
+    '': (
+        'lytic|BONE lesion*|mass*, granulomatous infection|disease, '
+        'tuberculous|tuberculosis infection, pericardial effusion*, mass effect, '
+        'prior|previous|old|remote infection|pneumonia, fractur* … screw*|lead|leads|wire|wires, '
+        'screw*|lead|leads|wire|wires|catheter* … fractur*'),
+}
 
 # %% ../nbs/data/report_text.ipynb #16359818
 NORMAL = {
     'Cardiomegaly': 'HEART|cardiomediastinal … NORMAL, normal HEART|cardiomediastinal',
     'Enlarged Cardiomediastinum': 'MEDIASTINUM … NORMAL, normal … MEDIASTINUM',
-    'Lung Opacity, Consolidation, Edema, Pneumonia, Lung Lesion, Atelectasis': 'lung|lungs … clear, clear … lung|lungs',
+    'Lung Opacity, Consolidation, Edema, Pneumonia, Lung Lesion, Atelectasis': (
+        'lung|lungs … clear, clear … lung|lungs'),
     'Pleural Effusion': 'costophrenic|pleura* … sharp|clear|NORMAL',
     'Fracture': 'BONE … intact|NORMAL',
-    'No Finding': 'no acute|active|finding*|abnormal*|radiographic, NORMAL, clear, negative'}
+    'No Finding': 'no acute|active|finding*|abnormal*|radiographic, NORMAL, clear, negative',
+}
 
 # %% ../nbs/data/report_text.ipynb #7896d4ee
 CUES = {
-    'advice before': 'recommend*, evaluat* for|of, better|further|for|to evaluat*, helpful, obscure*, correlat* for|with, correlat* … for, if there is concern, if clinical concern, if further concern, '
-                     'history of, rule out, to exclude, to assess, assess* for',
+    'advice before': (
+        'recommend*, evaluat* for|of, better|further|for|to evaluat*, helpful, obscure*, '
+        'correlat* for|with, correlat* … for, if there is concern, if clinical concern, '
+        'if further concern, history of, rule out, to exclude, to assess, assess* for'),
     'advice after': 'may not be SEEN',
-    'negation before': 'no, not, without, free of, clear of, negative, absence of, deny, denies, never, neither, nor, rather than',
-    'negation after': 'not SEEN, not … SEEN, absent, excluded, ruled out, unlikely, is|are|appear|appears normal, within normal limits, within limits of normal',
+    'negation before': (
+        'no, not, without, free of, clear of, negative, absence of, deny, denies, never, '
+        'neither, nor, rather than'),
+    'negation after': (
+        'not SEEN, not … SEEN, absent, excluded, ruled out, unlikely, '
+        'is|are|appear|appears normal, within normal limits, within limits of normal'),
     'comparison before': 'resolution of, clearing of, removal of',
     'comparison after': 'cleared, disappeared, no longer SEEN, no longer',
     'comparison either': 'resolved, removed',
-    'comparison same': 'no change*, no … change*|increase*|decrease*|progression, not … changed|increased|decreased, without … change, not well SEEN, nearly|partially|incompletely|almost resolved, partial|near resolution of, near complete resolution of',
-    'uncertainty before': 'may|might|could be|represent|reflect|indicate|include, may|might|could also be|represent|reflect|indicate|include, suspicious for, worrisome for, suggest*, concern* for, question of, exclude, '
-                          'cannot|not rule|exclude',
-    'uncertainty either': 'possib*, probabl*, likely, may, might, could, suspect*, question*, concern*, suspicio*, perhaps, presum*, equivocal, borderline, if, consideration, conceivabl*, '
-                          'cannot|not … excluded, cannot|not … ruled out, difficult|hard to exclude',
-    'uncertainty around': 'versus, vs, vs., differential, or developing|early, appropriate|correct|proper clinical setting',
-    'clause': 'but, however, although, though, except, apart from, aside from, other than, otherwise, superimposed on, secondary to, while, whereas'}
-VALUES = {'advice': np.nan, 'negation': 0., 'comparison': 0., 'uncertainty': -1.}  # of a mention in reach of a cue; the first that applies decides
+    'comparison same': (
+        'no change*, no … change*|increase*|decrease*|progression, '
+        'not … changed|increased|decreased, without … change, not well SEEN, '
+        'nearly|partially|incompletely|almost resolved, partial|near resolution of, '
+        'near complete resolution of'),
+    'uncertainty before': (
+        'may|might|could be|represent|reflect|indicate|include, '
+        'may|might|could also be|represent|reflect|indicate|include, suspicious for, '
+        'worrisome for, suggest*, concern* for, question of, exclude, cannot|not rule|exclude'),
+    'uncertainty either': (
+        'possib*, probabl*, likely, may, might, could, suspect*, question*, concern*, suspicio*, '
+        'perhaps, presum*, equivocal, borderline, if, consideration, conceivabl*, '
+        'cannot|not … excluded, cannot|not … ruled out, difficult|hard to exclude'),
+    'uncertainty around': (
+        'versus, vs, vs., differential, or developing|early, '
+        'appropriate|correct|proper clinical setting'),
+    'clause': (
+        'but, however, although, though, except, apart from, aside from, other than, otherwise, '
+        'superimposed on, secondary to, while, whereas'),
+}
+# The value of a mention in reach of a cue; the first stage that applies decides.
+VALUES = {'advice': np.nan, 'negation': 0., 'comparison': 0., 'uncertainty': -1.}
+
+# %% ../nbs/data/report_text.ipynb #e1c07a1a
+def alternatives(
+    position: str,  # `a|b|GROUP`
+) -> list[str]:
+    "The words that may stand at a position of a phrase, groups of `WORDS` written out."
+    return [word for part in position.split('|') for word in WORDS.get(part, part).split()]
 
 # %% ../nbs/data/report_text.ipynb #8e5fe790
 def phrase_words(
     table: str,  # phrases, separated by commas
-) -> list[list[list[str]]]:  # phrases → places → words that may stand there
-    "The phrases of a table, alternatives and groups of `WORDS` written out. Raises `UserError` for a phrase that could never match."
+) -> list[list[list[str]]]:  # phrases → positions → words that may stand there
+    """The phrases of a table, alternatives and groups of `WORDS` written out.
+
+    Raises `UserError` for a phrase that could never match.
+    """
     phrases = []
     for phrase in filter(str.strip, table.split(',')):
-        places = [[word for part in place.split('|') for word in WORDS.get(part, part).split()] for place in phrase.split()]
-        bad = [word for place in places for word in place if word != '…' and not re.fullmatch(r"[a-z0-9.']+\*?", word)] or [word for word in places[0] if word == '…']
-        if bad: raise UserError(f'the phrase “{phrase.strip()}” cannot match: {bad[0]}; write lower case words, * at their end only, a space for a hyphen, and no … in front')
-        phrases.append(places)
+        positions = [alternatives(position) for position in phrase.split()]
+        words = [word for position in positions for word in position if word != '…']
+        bad = [word for word in words if not re.fullmatch(r"[a-z0-9.']+\*?", word)]
+        if not bad and '…' in positions[0]: bad = ['…']
+        if bad:
+            rules = ('write lower case words, * at their end only, '
+                     'a space for a hyphen, and no … in front')
+            raise UserError(f'the phrase “{phrase.strip()}” cannot match: {bad[0]}; {rules}')
+        phrases.append(positions)
     return phrases
 
 # %% ../nbs/data/report_text.ipynb #949cb54b
@@ -197,78 +324,132 @@ def stem(
     word: str,   # lower case
     words: set,  # entries of the tables
 ) -> str:
-    "The entry that a word falls under: itself, else the longest `beginning*`, else itself, unknown."
+    "The entry that a word falls under: itself, else the longest `beginning*`; else the word, unknown."
     if word in words: return word
-    return next((entry for n in range(len(word), 1, -1) if (entry := f'{word[:n]}*') in words), word)
+    beginnings = (f'{word[:n]}*' for n in range(len(word), 1, -1))
+    return next((entry for entry in beginnings if entry in words), word)
 
 # %% ../nbs/data/report_text.ipynb #ec0a9b2b
-_GAP = {'IS_PUNCT': False, 'LEMMA': {'NOT_IN': ['normal', 'with', 'without', 'but']}, 'OP': '{0,4}'}  # …
+# “…” in a phrase: up to four words.
+_GAP = {'IS_PUNCT': False, 'LEMMA': {'NOT_IN': ['normal', 'with', 'without', 'but']}, 'OP': '{0,4}'}
 
 def patterns(
-    phrase: list[list[str]],  # places → words that may stand there
+    phrase: list[list[str]],  # positions → words that may stand there
     words: set,               # entries of the tables
 ) -> list[list[dict]]:
-    "A phrase as token patterns of `Matcher`, one for each word it may begin with: only a plain first word is quick to look for."
-    fits = lambda word: {w for w in words if w.startswith(word[:-1])} if word[-1] == '*' else {word}
-    places = [_GAP if place == ['…'] else {'LEMMA': {'IN': sorted(set().union(*map(fits, place)))}} for place in phrase]
-    return [[{'LEMMA': first}, *places[1:]] for first in places[0]['LEMMA']['IN']]
+    """A phrase as token patterns of `Matcher`, one for each word it may begin with.
+
+    The matcher is quick only where the first word is a plain one.
+    """
+    def fits(word):
+        return {w for w in words if w.startswith(word[:-1])} if word[-1] == '*' else {word}
+
+    def token(position):
+        if position == ['…']: return _GAP
+        return {'LEMMA': {'IN': sorted(set().union(*map(fits, position)))}}
+
+    tokens = [token(position) for position in phrase]
+    return [[{'LEMMA': first}, *tokens[1:]] for first in tokens[0]['LEMMA']['IN']]
+
+# %% ../nbs/data/report_text.ipynb #e1c07a2a
+def check_names(
+    lexicon: dict,  # finding, or '' → phrases
+    normal: dict,   # findings → phrases
+    cues: dict,     # stage and side → phrases
+):
+    "Raise `UserError` for a finding or a cue that does not exist."
+    unknown = [name for name in lexicon if name not in (*FINDINGS, '')]
+    unknown += [name for names in normal for name in names.split(', ') if name not in FINDINGS]
+    unknown += [name for name in cues if name not in CUES]
+    if unknown:
+        choices = f'choose one of {", ".join(FINDINGS)}, or for cues {", ".join(CUES)}'
+        raise UserError(f'no such finding or cue: {unknown[0]}; {choices}')
 
 # %% ../nbs/data/report_text.ipynb #dae28242
 class Rules:
-    "The tables, ready to be matched; other tables make other rules. Raises `UserError` for a name or a phrase that nothing would ever use."
+    """The tables, ready to be matched; other tables make other rules.
+
+    Raises `UserError` for a name or a phrase that nothing would ever use.
+    """
     def __init__(self,
-        lexicon: dict = LEXICON,  # finding → phrases that name it; '' → phrases that name none, though they contain one that does
+        lexicon: dict = LEXICON,  # finding → phrases that name it; '' → phrases that name none
         normal: dict = NORMAL,    # findings → phrases that deny them by calling a part normal
         cues: dict = CUES,        # stage and side → phrases
     ):
-        unknown = [n for n in lexicon if n not in (*FINDINGS, '')] + [n for names in normal for n in names.split(', ') if n not in FINDINGS] + [n for n in cues if n not in CUES]
-        if unknown: raise UserError(f'no such finding or cue: {unknown[0]}; choose one of {", ".join(FINDINGS)}, or for cues {", ".join(CUES)}')
-        tables = {f'{kind}: {name}': phrase_words(table) for kind, t in (('finding', lexicon), ('normal', normal), ('cue', cues)) for name, table in t.items()}
-        self.words = {word for phrases in tables.values() for phrase in phrases for place in phrase for word in place}
+        check_names(lexicon, normal, cues)
+        tables = {f'finding: {name}': phrase_words(table) for name, table in lexicon.items()}
+        tables |= {f'normal: {name}': phrase_words(table) for name, table in normal.items()}
+        tables |= {f'cue: {name}': phrase_words(table) for name, table in cues.items()}
+        phrases = [phrase for table in tables.values() for phrase in table]
+        self.words = {word for phrase in phrases for position in phrase for word in position}
         self.nlp = spacy.blank('en')
         self.nlp.add_pipe('sentencizer')
         self.nlp.max_length = 10**9  # there is no parser here that a long text could exhaust
-        self.nlp.tokenizer.rules = {word: parts for word, parts in self.nlp.tokenizer.rules.items() if len(parts) == 1}  # “cannot” stays one word
+        # Words like “cannot” are not divided.
+        exceptions = self.nlp.tokenizer.rules.items()
+        self.nlp.tokenizer.rules = {word: parts for word, parts in exceptions if len(parts) == 1}
         self.matcher = Matcher(self.nlp.vocab)
-        for label, phrases in tables.items(): self.matcher.add(label, [p for phrase in phrases for p in patterns(phrase, self.words)])
+        for label, table in tables.items():
+            self.matcher.add(label, [p for phrase in table for p in patterns(phrase, self.words)])
         self.stem = lru_cache(100_000)(lambda word: stem(word, self.words))
-        self.read = lru_cache(20_000)(lambda sentence: read_sentence(self, sentence))  # sentences of reports repeat
+        # Sentences of reports repeat.
+        self.read = lru_cache(20_000)(lambda sentence: read_sentence(self, sentence))
 
 # %% ../nbs/data/report_text.ipynb #4ccab679
 def find_phrases(
     rules: Rules,
     sentence: str,
 ) -> tuple[Doc, list[Span], list[Span]]:  # its words, mentions in their order, cues
-    "Where phrases of the tables stand in a sentence. Of overlapping ones of a kind the longest counts: “no change” is no “no”."
+    """Where phrases of the tables stand in a sentence.
+
+    Of overlapping phrases of a kind the longest counts: “no change” is not “no”.
+    """
     doc = rules.nlp.tokenizer(sentence)
     for word in doc: word.lemma_ = rules.stem(word.lower_)
-    spans, kinds = rules.matcher(doc, as_spans=True), {}
-    for s in spans: kinds.setdefault('cue' if s.label_.startswith('cue') else s.label_, []).append(s)
-    cues, nothing = (filter_spans(kinds.pop(kind, [])) for kind in ('cue', 'finding: '))
-    mentions = [s for same in kinds.values() for s in filter_spans(same) if not any(n.start <= s.start and s.end <= n.end for n in nothing)]
-    return doc, sorted(mentions, key=lambda s: s.start), cues
+    kinds = {}
+    for span in rules.matcher(doc, as_spans=True):
+        kind = 'cue' if span.label_.startswith('cue') else span.label_
+        kinds.setdefault(kind, []).append(span)
+    cues = filter_spans(kinds.pop('cue', []))
+    no_finding = filter_spans(kinds.pop('finding: ', []))
+
+    def is_finding(span):
+        return not any(other.start <= span.start and span.end <= other.end for other in no_finding)
+
+    named = [span for spans in kinds.values() for span in filter_spans(spans)]
+    return doc, sorted(filter(is_finding, named), key=lambda span: span.start), cues
 
 # %% ../nbs/data/report_text.ipynb #74aa65b5
-_OPENERS = {*'there a an with stable unchanged mild moderate possible possibly probable probably likely questionable'.split()}
-_IS, _SEEN = ({*WORDS[group].split()} for group in ('IS', 'SEEN'))
+_OPENERS = set(
+    'there a an with stable unchanged mild moderate '
+    'possible possibly probable probably likely questionable'.split())
+_IS, _SEEN = set(WORDS['IS'].split()), set(WORDS['SEEN'].split())
 
 def opens_clause(
     words: list[str],    # of the sentence, lower case
-    i: int,              # a place in it
+    i: int,              # index of a word
     denials: set[int],   # where denials begin that reach forward
 ) -> bool:
-    "Whether a clause begins at a word: at a semicolon or bracket, and at a comma or an “and” before a denial or an opening word."
+    """Whether a clause begins at a word.
+
+    It does at a semicolon or bracket, and at a comma or “and” before a denial or an opening word.
+    """
     if words[i] in (';', '(', ')'): return True
     j = i + 1 + (words[i + 1:i + 2] in (['and'], ['or']))  # “, and no …”
     if words[i] not in (',', 'and', 'or') or j >= len(words): return False
-    return j in denials or words[i] != 'or' and words[j] in _OPENERS or words[i] == ',' and ('the' in words[j:j + 1] or words[i - 1] in _SEEN)
+    if j in denials: return True
+    if words[i] != 'or' and words[j] in _OPENERS: return True
+    return words[i] == ',' and (words[j] == 'the' or words[i - 1] in _SEEN)
 
 # %% ../nbs/data/report_text.ipynb #80d62712
 def own_verb(
     part: list[str],    # words from a comma or an “and” to the next
     before: list[str],  # the clause before them
 ) -> bool:
-    "Whether a part is a clause of its own: it has a verb with a subject, and does not just end a list (“no effusion, edema or pneumothorax is seen”)."
+    """Whether a part is a clause of its own: it has a verb with a subject.
+
+    The end of a list has not: “no effusion, edema or pneumothorax is seen”.
+    """
     verb = next((i for i, word in enumerate(part) if word in _IS), 0)
     if not {*part[:verb]} - {',', 'and'}: return False
     seen = 'not' not in part and 'no' not in part and bool(_SEEN & {*part[verb + 1:verb + 3]})
@@ -285,9 +466,12 @@ def clause_numbers(
     starts = {0, *(i for i in range(len(words)) if opens_clause(words, i, denials))}
     for c in cues:
         if c.label_ == 'cue: clause': starts |= {c.start, c.end}
-    points = sorted({*starts, *(i for i, word in enumerate(words) if word in (',', 'and'))}) + [len(words)]
+    joints = {i for i, word in enumerate(words) if word in (',', 'and')}
+    points = sorted(starts | joints) + [len(words)]
     for i, end in zip(points, points[1:]):
-        if i not in starts and own_verb(words[i:end], words[max(s for s in starts if s < i):i]): starts.add(i)
+        if i in starts: continue
+        last = max(s for s in starts if s < i)
+        if own_verb(words[i:end], words[last:i]): starts.add(i)
     return np.cumsum([i in starts for i in range(len(words))]).tolist()
 
 # %% ../nbs/data/report_text.ipynb #d97c7a32
@@ -296,12 +480,16 @@ def listed(
     cue: Span,             # it stands after the mention
     mentions: list[Span],  # of the sentence, in their order
 ) -> bool:
-    "Whether nothing but a list, joined by commas, “and” or “or”, lies between a mention and the last one before the cue."
-    at = mention.end
+    """Whether a list joins a mention to the last mention before the cue.
+
+    A list is joined by commas, “and”, “or”, “nor” or “/”.
+    """
+    end = mention.end
     for m in mentions:
-        if at <= m.start < cue.start:
-            if not {',', 'and', 'or', 'nor', '/'} & {word.lower_ for word in mention.doc[at:m.start]}: return False
-            at = m.end
+        if end <= m.start < cue.start:
+            between = {word.lower_ for word in mention.doc[end:m.start]}
+            if not between & {',', 'and', 'or', 'nor', '/'}: return False
+            end = m.end
     return True
 
 # %% ../nbs/data/report_text.ipynb #f8d1590e
@@ -310,7 +498,7 @@ def reaches(
     mention: Span,
     mentions: list[Span],  # of the clause, in their order
 ) -> bool:
-    "Whether a cue speaks of a mention in its clause: forward to all, backward to the nearest and its list."
+    "Whether a cue speaks of a mention in its clause: of all after it, of the nearest list before it."
     side = cue.label_.split()[-1]
     follows = [m for m in mentions if m.end > cue.end or cue.start <= m.start]
     back = mention.start < cue.start and (mention.end > cue.start or listed(mention, cue, mentions))
@@ -323,11 +511,16 @@ def deciding_cue(
     mentions: list[Span],  # of its clause
     cues: list[Span],      # of its clause
 ) -> tuple[str, str]:  # stage, words
-    "The cue that decides about a mention: the first stage of `VALUES` with one in reach. A word that the phrase itself begins with decides nothing."
-    own = mention.label_.startswith('normal')
+    """The cue that decides about a mention: the first stage of `VALUES` with a cue in reach.
+
+    A word with which a phrase of `NORMAL` itself begins decides nothing.
+    """
+    if mention.label_.startswith('normal'):
+        cues = [cue for cue in cues if cue.start != mention.start]
     for stage in VALUES:
-        for c in cues:
-            if c.label_.startswith(f'cue: {stage}') and not (own and c.start == mention.start) and reaches(c, mention, mentions): return stage, c.text
+        for cue in cues:
+            is_of_stage = cue.label_.startswith(f'cue: {stage}')
+            if is_of_stage and reaches(cue, mention, mentions): return stage, cue.text
     return '', ''
 
 # %% ../nbs/data/report_text.ipynb #bd68e069
@@ -335,7 +528,7 @@ def deciding_cue(
 class Mention:
     "What a sentence says of one finding."
     finding: str
-    value: float   # 1 affirmed, 0 denied, -1 doubted, NaN nothing: advice, or a word about the method
+    value: float   # 1 affirmed, 0 denied, -1 doubted, NaN nothing (advice, a word about the method)
     words: str     # that name it
     stage: str     # that decided: mention, normal, advice, negation, comparison or uncertainty
     cue: str       # the words that decided, '' for the mention alone
@@ -346,23 +539,37 @@ def read_sentence(
     rules: Rules,
     sentence: str,  # as `report_mentions` cuts it
 ) -> tuple[Mention, ...]:
-    "What a sentence says of findings. A part that is called normal denies its findings, unless that is denied or doubted itself."
-    doc, mentions, cues = find_phrases(rules, sentence)
-    clause, said = clause_numbers([word.lower_ for word in doc], cues) if mentions else [], []
-    for m in mentions:
-        if clause[m.start] != clause[m.end - 1]: continue  # words of two statements: “the heart is small and the aorta is large”
-        here = lambda spans: [s for s in spans if clause[s.end - 1] == clause[m.end - 1]]
-        stage, cue = deciding_cue(m, here(mentions), here(cues))
-        kind, names = m.label_.split(': ')
-        if kind == 'finding': said.append(Mention(names, VALUES.get(stage, 1.), m.text, stage or 'mention', cue, sentence))
-        elif not stage: said += [Mention(name, 0., m.text, 'normal', m.text, sentence) for name in names.split(', ')]
-    return tuple(said)
+    """What a sentence says of findings.
+
+    A part that is called normal denies its findings, unless that is denied or doubted itself.
+    """
+    doc, spans, cues = find_phrases(rules, sentence)
+    if not spans: return ()
+    clause = clause_numbers([word.lower_ for word in doc], cues)
+
+    def in_clause(others, number):
+        return [span for span in others if clause[span.end - 1] == number]
+
+    mentions = []
+    for span in spans:
+        number = clause[span.end - 1]
+        # Two statements: “the heart is small and the aorta is large” names no large heart.
+        if clause[span.start] != number: continue
+        stage, cue = deciding_cue(span, in_clause(spans, number), in_clause(cues, number))
+        kind, names = span.label_.split(': ')
+        if kind == 'finding':
+            value = VALUES.get(stage, 1.)
+            mentions.append(Mention(names, value, span.text, stage or 'mention', cue, sentence))
+        elif not stage:
+            for name in names.split(', '):
+                mentions.append(Mention(name, 0., span.text, 'normal', span.text, sentence))
+    return tuple(mentions)
 
 # %% ../nbs/data/report_text.ipynb #45436ed3
 def pieces(
     sentence: Span,
 ):
-    "Yield a sentence, one of more than 200 words in parts that begin at commas (or after 400 words without one)."
+    "Yield a sentence; a long one in parts, from a comma after 200 words or after 400 words."
     start = 0
     for end in range(200, len(sentence)):
         if end - start >= (200 if sentence[end].text == ',' else 400):
@@ -378,7 +585,9 @@ def report_mentions(
     "Yield each `Mention` in findings and impression, sentence by sentence."
     sections = report_sections(text)
     text = tidy(' '.join(sections.get(part, '') for part in ('findings', 'impression')), mark='')
-    text = re.sub(r'\S{60,}', ' ', re.sub(r'(?<=\w)-(?=\w)', ' ', re.sub(r'(?:\. ?){2,}', '. ', text)))  # no words, hyphens, stops in a row
+    text = re.sub(r'(?:\. ?){2,}', '. ', text)    # several stops in a row
+    text = re.sub(r'(?<=\w)-(?=\w)', ' ', text)   # hyphens
+    text = re.sub(r'\S{60,}', ' ', text)          # what cannot be a word
     for sentence in rules.nlp(text).sents:
         for piece in pieces(sentence): yield from rules.read(piece)
 
@@ -394,14 +603,22 @@ def label_report(
     parents: bool = True,  # complete the hierarchy; False: only what is said
     rules: Rules | None = None,  # other than `standard_rules`
 ) -> dict[str, float]:  # finding → 1, 0, -1 uncertain, NaN not mentioned
-    "The 14 findings as a report states them: affirmed anywhere beats doubted, doubted beats denied. In a normal study what is not mentioned is 0."
-    said = {name: set() for name in FINDINGS}
-    for m in report_mentions(text, rules or standard_rules()): said[m.finding].add(m.value)
-    values = {name: next((v for v in (1., -1., 0.) if v in said[name]), np.nan) for name in FINDINGS}
+    """The 14 findings as a report states them.
+
+    Affirmed anywhere beats doubted, doubted beats denied. In a normal study what is not mentioned is 0.
+    """
+    stated = {name: set() for name in FINDINGS}
+    for m in report_mentions(text, rules or standard_rules()): stated[m.finding].add(m.value)
+    values = {}
+    for name, found in stated.items():
+        values[name] = next((v for v in (1., -1., 0.) if v in found), np.nan)
     abnormal = [values[name] for name in FINDINGS[1:-1]]  # a pacemaker is no disease
-    if 1 in abnormal: values['No Finding'] = 0.
-    elif -1 in abnormal or not any(0 in v for v in said.values()): values['No Finding'] = np.nan
-    else: values = {name: 0. if np.isnan(v) else v for name, v in values.items()} | {'No Finding': 1.}
+    if 1 in abnormal:
+        values['No Finding'] = 0.
+    elif -1 in abnormal or not any(0 in found for found in stated.values()):
+        values['No Finding'] = np.nan
+    else:
+        values = {name: 0. if np.isnan(v) else v for name, v in values.items()} | {'No Finding': 1.}
     return with_parents(values) if parents else values
 
 # %% ../nbs/data/report_text.ipynb #5ac9b36c
@@ -409,18 +626,35 @@ def explain_report(
     text: str,                   # a report, with or without section headers
     rules: Rules | None = None,  # other than `standard_rules`
 ) -> pd.DataFrame:
-    "One row a mention: finding, value, the words that name it, the stage and the words that decided, the sentence."
-    return pd.DataFrame([asdict(m) for m in report_mentions(text, rules or standard_rules())], columns=[f.name for f in fields(Mention)])
+    "One row a mention: finding, value, words that name it, stage and words that decided, sentence."
+    mentions = report_mentions(text, rules or standard_rules())
+    return pd.DataFrame([asdict(m) for m in mentions], columns=[f.name for f in fields(Mention)])
+
+# %% ../nbs/data/report_text.ipynb #e1c07a3a
+def finding_words(
+    name: str,  # of a finding
+) -> str:
+    "The name of a finding as a report writes it; names with abbreviations keep their capitals."
+    wording = {
+        'No Finding': 'no acute cardiopulmonary abnormality',
+        'Pleural Other': 'pleural thickening',
+        'Lung Lesion': 'lung lesion'}
+    if name in wording: return wording[name]
+    return (name if re.search('[A-Z]{2}', name) else name.lower()).replace('_', ' ')
 
 # %% ../nbs/data/report_text.ipynb #e269f8d3
 def labels_to_text(
     labels: dict,  # finding (or any other name) → 1, -1 uncertain; 0 and NaN are not mentioned
 ) -> str:
-    "A sentence that names what `labels` name; a parent is left to its children. `label_report` reads it back."
-    labels = {name: value for name, value in labels.items() if not any(labels.get(child) == value for child, parent in PARENTS.items() if parent == name)}
-    wording = {'No Finding': 'no acute cardiopulmonary abnormality', 'Pleural Other': 'pleural thickening', 'Lung Lesion': 'lung lesion'}
-    of = lambda wanted: [wording.get(name, name if re.search('[A-Z]{2}', name) else name.lower()).replace('_', ' ') for name, value in labels.items() if value == wanted]
-    lines = [', '.join(of(1))] + [f'possible {name}' for name in of(-1)]
+    """A sentence that names what `labels` name; `label_report` reads it back.
+
+    A finding whose child has the same value is left out.
+    """
+    named_by_child = {(parent, labels.get(child)) for child, parent in PARENTS.items()}
+    labels = {name: value for name, value in labels.items() if (name, value) not in named_by_child}
+    present = [finding_words(name) for name, value in labels.items() if value == 1]
+    uncertain = [finding_words(name) for name, value in labels.items() if value == -1]
+    lines = [', '.join(present)] + [f'possible {name}' for name in uncertain]
     return ' '.join(f'{line[0].upper()}{line[1:]}.' for line in lines if line)
 
 # %% ../nbs/data/report_text.ipynb #9fa0e287
@@ -430,6 +664,8 @@ def resolve_uncertain(
 ) -> pd.DataFrame:
     "A copy of `manifest` in which no label is −1."
     values = {'ignore': np.nan, 'ones': 1., 'zeros': 0.}
-    if policy not in values: raise UserError(f'no such policy for uncertain labels: {policy}; choose one of {", ".join(values)}')
+    if policy not in values:
+        choices = ', '.join(values)
+        raise UserError(f'no such policy for uncertain labels: {policy}; choose one of {choices}')
     labels = manifest[list(FINDINGS)].astype(float)
     return manifest.assign(**labels.mask(labels == -1, values[policy]))
