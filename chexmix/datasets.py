@@ -8,8 +8,9 @@ __all__ = ['PAGES', 'PICTURE_ENDINGS', 'IMAGE_ENDINGS', 'DATASETS', 'find_file',
            'mimic_studies', 'mimic_reports', 'mimic_cxr', 'stanford_rows', 'chexpert_files', 'chexpert_cells',
            'chexpert', 'plus_layout', 'plus_paths', 'plus_labels', 'chexpert_plus', 'parse_xml_report', 'xml_report',
            'open_i_table_rows', 'open_i_rows', 'open_i', 'nih_splits', 'nih_labels', 'nih', 'padchest_labels',
-           'padchest', 'majority_labels', 'vindr_labels', 'vindr_cxr', 'rexgradient_rows', 'rexgradient', 'files_below',
-           'beside', 'folder', 'dicom_identity', 'dicom_rows', 'only_radiographs', 'dicom_folder', 'read_data']
+           'padchest_paths', 'padchest', 'majority_labels', 'vindr_labels', 'vindr_cxr', 'rexgradient_rows',
+           'rexgradient', 'files_below', 'beside', 'folder', 'dicom_identity', 'dicom_rows', 'only_radiographs',
+           'dicom_folder', 'read_data']
 
 # %% ../nbs/data/datasets.ipynb #358d3ae3
 import glob, os, re
@@ -92,7 +93,7 @@ def map_in_threads(
 def report_file(
     path: str,  # of a full report, with or without section headers
 ) -> tuple[str, str, str]:  # findings, impression; why there is neither (`text_gap`)
-    "The sections of a report file, '' where there is none."
+    "The sections of a report file; '' for a section that it lacks."
     try:
         with open(path, encoding='utf-8', errors='replace') as file: text = file.read()
     except OSError: return '', '', 'no report'
@@ -390,12 +391,10 @@ def xml_report(
 ) -> list[dict]:  # one an image: study_id, image (name without ending), findings_text, impression_text
     "What an XML file of Open-i holds. Raises `UserError` where it is damaged or defines entities."
     report_id, tree = parse_xml_report(path)
-    sections = {}
+    sections = {'findings': '', 'impression': ''}
     for part in tree.iter('AbstractText'):
         sections[part.get('Label', '').lower()] = ''.join(part.itertext())
-    report = dict(
-        findings_text=sections.get('findings', ''),
-        impression_text=sections.get('impression', ''))
+    report = dict(findings_text=sections['findings'], impression_text=sections['impression'])
     names = [image.get('id', '') for image in tree.iter('parentImage')]
     return [dict(study_id=report_id, image=name, **report) for name in names]
 
@@ -460,7 +459,7 @@ def nih_splits(
     root: str | Path,
     images: pd.Series,  # file names
 ) -> np.ndarray:
-    "`train` or `test` for each image, by the official lists. Raises `UserError` for one in neither."
+    "`train` or `test` by the official lists. Raises `UserError` for an image in neither."
     train = set(find_file(root, 'nih', 'train_val_list.txt').read_text().split())
     test = set(find_file(root, 'nih', 'test_list.txt').read_text().split())
     splits = np.select([images.isin(train), images.isin(test)], ['train', 'test'], '')
@@ -557,6 +556,16 @@ def padchest_labels(
     labels = {finding: float(bool(names & _PADCHEST_NAMES[finding])) for finding in FINDINGS}
     return with_parents(labels)
 
+# %% ../nbs/data/datasets.ipynb #4f1d2c51
+def padchest_paths(
+    root: str | Path,
+    cells: pd.DataFrame,  # with ImageDir and ImageID
+) -> pd.Series:
+    "Absolute paths: in the folders of the table, else in `images`, else beside the table."
+    folder, images = os.path.abspath(root), cells['ImageID']
+    numbered = cells['ImageDir'].str.removesuffix('.0') + '/' + images
+    return first_on_disk([f'{folder}/' + numbered, f'{folder}/images/' + images, f'{folder}/' + images])
+
 # %% ../nbs/data/datasets.ipynb #49781140
 def padchest(
     root: str | Path,
@@ -578,11 +587,8 @@ def padchest(
     file = find_file(root, 'padchest', f'{stem}_01.02.19.csv', f'{stem}*.csv*')
     cells = read_cells(file, [
         'ImageID', 'ImageDir', 'StudyID', 'PatientID', 'Projection', 'Report', 'Labels'])
-    folder, images = os.path.abspath(root), cells['ImageID']
-    numbered = cells['ImageDir'].str.removesuffix('.0') + '/' + images
-    guesses = [f'{folder}/' + numbered, f'{folder}/images/' + images, f'{folder}/' + images]
     rows = pd.DataFrame(dict(
-        path=first_on_disk(guesses),
+        path=padchest_paths(root, cells),
         study_id='padchest-' + cells['StudyID'],
         patient_id='padchest-' + cells['PatientID'],
         view=cells['Projection'],
@@ -731,10 +737,7 @@ IMAGE_ENDINGS = (*PICTURE_ENDINGS, '.dcm', '.dicom')
 def files_below(
     root: str | Path,
 ) -> list[str]:
-    """Every file below a folder, in order; hidden files and folders are left out.
-
-    Raises `UserError` where it is no folder.
-    """
+    "Every file below a folder, in order, except hidden ones. Raises `UserError` for no folder."
     if not Path(root).is_dir(): raise UserError(f'{root} is no folder: check the path')
     top = os.path.abspath(root)
     files = []
@@ -747,7 +750,7 @@ def files_below(
 def beside(
     paths,  # of images
 ) -> zip:  # findings, impressions, why there is neither
-    "The sections of the report beside each image: the file of the same name with the ending `.txt`."
+    "The sections of the report beside each image, in a `.txt` file of the same name."
     report_paths = [f'{os.path.splitext(path)[0]}.txt' for path in paths]
     return zip(*map_in_threads(report_file, report_paths))
 
