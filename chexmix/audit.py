@@ -89,14 +89,14 @@ def frontal_similarity(
     return correlation(images, average if has_dark_lungs(average) else -average)
 
 # %% ../nbs/data/audit.ipynb #f6091e21
-ODD = .3  # likeness below which an image is shown to a person
+ODD = .3  # similarity below which an image is shown to a person
 
 # %% ../nbs/data/audit.ipynb #7226a284
 @dataclass(frozen=True)
 class Audit:
     "What `audit` found. Counts are of images, unless the row says otherwise."
     table: pd.DataFrame       # index: check; found, of, example
-    images: pd.DataFrame      # one row an image: ids, form, reason, group, likeness
+    images: pd.DataFrame      # one row an image: ids, form, reason, group, similarity
     prevalence: pd.DataFrame  # one row a finding; share of 1, of −1, of unknown, and of 1 in each split
 
     @property
@@ -123,20 +123,20 @@ def examine(
     manifest: pd.DataFrame,
     facts: pd.DataFrame,  # of the same images, from `read_once`
 ) -> pd.DataFrame:
-    "One row an image: ids and view of the manifest, form and view of the file, duplicates, likeness, report."
+    "One row an image: ids, the view by manifest and by file, form, duplicates, similarity, report."
     of_manifest = manifest[['study_id', 'patient_id', 'split', 'view']]
     of_file = facts.reindex(columns=['path', 'reason', 'height', 'width', 'bits', 'pixels'])
     images = pd.concat([of_manifest, of_file], axis=1)
     images['header_view'] = view_names(facts['view'].fillna('').astype(str)) if 'view' in facts else ''
     reports = manifest[['findings_text', 'impression_text']].to_dict('records')
     images['text'] = [report_text(row) for row in reports]
-    images['group'], images['likeness'] = -1, np.nan
+    images['group'], images['similarity'] = -1, np.nan
     images['pixels'] = images['pixels'].astype(object).fillna('')
     read = (facts.reason == '').to_numpy()
     if not read.any(): return images
     frontal = (images['view'] != 'LATERAL') & (images.header_view != 'LATERAL')
     images.loc[read, 'group'] = same_image(facts.phash[read].tolist())
-    images.loc[read, 'likeness'] = frontal_similarity(facts.thumb[read].tolist(), frontal.to_numpy()[read])
+    images.loc[read, 'similarity'] = frontal_similarity(facts.thumb[read].tolist(), frontal.to_numpy()[read])
     return images
 
 # %% ../nbs/data/audit.ipynb #c2681d6b
@@ -181,13 +181,13 @@ def check_views(
     "Add the checks of polarity, view and form."
     read = images[images.reason == '']
     frontal = read[(read['view'] != 'LATERAL') & (read.header_view != 'LATERAL')]
-    checks.add('inverted, by likeness to the others', frontal[frontal.likeness < 0], len(frontal))
+    checks.add('inverted, by similarity to the others', frontal[frontal.similarity < 0], len(frontal))
     checks.add('lateral, by table or header', read[~read.index.isin(frontal.index)], len(read))
     both_named = (read['view'] != '') & (read.header_view != '')
     differing = read[both_named & (read['view'] != read.header_view)]
     checks.add('view differs between table and header', differing, len(read))
-    odd = frontal[(frontal.likeness < ODD) & (frontal.likeness >= 0)]
-    checks.add(f'unlike a frontal chest (likeness < {ODD})', odd, len(frontal))
+    odd = frontal[(frontal.similarity < ODD) & (frontal.similarity >= 0)]
+    checks.add(f'unlike a frontal chest (similarity < {ODD})', odd, len(frontal))
     checks.add('more than 8 bits', read[read.bits > 8], len(read))
 
 # %% ../nbs/data/audit.ipynb #2724d7ff
@@ -238,11 +238,11 @@ def plot_audit(
     found: Audit,
     path: Path | None = None,  # the picture is also written there
 ):
-    "Labels by split, sizes and bits, likeness, lengths of reports."
+    "Labels by split, sizes and bits, similarity, lengths of reports."
     read, y = found.images[found.images.reason == ''], np.arange(len(FINDINGS))
     fig, axes = plt.subplots(
         1, 4, figsize=(13, 3.2), dpi=72, layout='constrained', width_ratios=[1.5, 1, 1, 1])
-    labels, sizes, likeness, lengths = axes
+    labels, sizes, similarity, lengths = axes
     for k, split in enumerate(('train', 'valid', 'test')):
         shares = found.prevalence[split].fillna(0)
         labels.barh(y + .25 * (k - 1), shares, height=.25, label=split, color=f'C{k}')
@@ -251,12 +251,12 @@ def plot_audit(
     for bits, part in read.groupby('bits'):
         sizes.plot(part.width, part.height, '.', ms=4, alpha=.5, label=f'{bits:.0f} bits')
     for ax in (labels, sizes) if len(read) else (labels,): ax.legend(fontsize=7)
-    likeness.hist(read.likeness.dropna(), bins=np.linspace(-1, 1, 41), color='gray')
-    likeness.set_yscale('symlog', linthresh=1)
-    for x in (0, ODD): likeness.axvline(x, color='C3', lw=1)
+    similarity.hist(read.similarity.dropna(), bins=np.linspace(-1, 1, 41), color='gray')
+    similarity.set_yscale('symlog', linthresh=1)
+    for x in (0, ODD): similarity.axvline(x, color='C3', lw=1)
     lengths.hist(found.images.drop_duplicates('study_id').text.str.split().str.len(), bins=30, color='gray')
     titles = ('share of images with a finding', 'width and height, pixels',
-              'likeness; left of 0: inverted', 'words in a report')
+              'similarity; left of 0: inverted', 'words in a report')
     for ax, title in zip(axes, titles): ax.set_title(title, fontsize=9)
     save_figure(fig, path, 100)
     return fig

@@ -25,7 +25,7 @@ import numpy as np, pandas as pd, pydicom
 
 from .core import read_json, UserError
 from .data import (
-    check_split, label_reports, labels_of_columns, labels_of_list, map_in_processes, map_unique,
+    check_split, fill_labels, labels_of_columns, labels_of_list, map_in_processes, map_unique,
     missing_texts, patient_number, print_summary, read_cells, read_table, run_chunk, split_by_patient,
     split_labels, split_names, texts, to_manifest)
 from .radiograph import hashed, is_dicom, read_header
@@ -350,7 +350,7 @@ def chexpert_plus(
         64,725 patients.
     Access: Stanford AIMI, registration and a research use agreement; not for redistribution.
     Labels: CheXbert on the reports (chexbert_labels.zip), 1, 0, −1, NaN where not mentioned; all
-        NaN where that file is absent (`label_reports` reads them from the text).
+        NaN where that file is absent (`fill_labels` reads them from the text).
     Split: official train and valid, by patient; there is no `test` part, as in CheXpert.
     Text: English reports in sections; findings and impression are used.
     Cite: Chambon et al., arXiv 2405.19538, 2024; Irvin et al., AAAI 2019.
@@ -452,7 +452,7 @@ def open_i(
     rows['study_id'] = 'open_i-' + rows['study_id']
     rows['patient_id'] = rows['study_id']
     rows = on_disk(rows, 'open_i')
-    return label_reports(published(rows, 'open_i', alone=len(rows)))
+    return fill_labels(published(rows, 'open_i', alone=len(rows)))
 
 # %% ../nbs/data/datasets.ipynb #4f1d2c31
 def nih_splits(
@@ -707,7 +707,7 @@ def rexgradient(
     Origin: three health systems of the USA, 79 sites; 273,004 images of 160,000 studies of 109,487
         patients, at a quarter of their size.
     Access: public after accepting its licence, non-commercial research.
-    Labels: none are published: NaN. `label_reports` reads them from the text.
+    Labels: none are published: NaN. `fill_labels` reads them from the text.
     Split: official (train, valid, test), by patient.
     Text: English findings and impression, a section each.
     Cite: Zhang et al., arXiv 2505.00228, 2025.
@@ -778,7 +778,7 @@ def folder(
     rows = pd.DataFrame(dict(path=paths, study_id=names, patient_id=patients))
     rows['findings_text'], rows['impression_text'], rows['gap'] = beside(paths)
     n_alone = sum(os.sep not in name for name in names)
-    return label_reports(published(rows, 'folder', alone=n_alone))
+    return fill_labels(published(rows, 'folder', alone=n_alone))
 
 # %% ../nbs/data/datasets.ipynb #c4df957f
 def dicom_identity(
@@ -847,7 +847,7 @@ def dicom_folder(
     rows = only_radiographs(dicom_rows(root), root)
     rows['findings_text'], rows['impression_text'], rows['gap'] = beside(rows['path'])
     n_alone = int(rows['alone'].sum())
-    return label_reports(published(rows, 'dicom_folder', alone=n_alone))
+    return fill_labels(published(rows, 'dicom_folder', alone=n_alone))
 
 # %% ../nbs/data/datasets.ipynb #f04aa7f9
 _READERS = (

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'ORDERS', 'image_ids', 'sequence', 'collate', 'check_layout', 'Processor', 'images_per_pass',
-           'to_unit_range']
+           'network_input', 'to_unit_range']
 
 # %% ../nbs/tokenizer/processor.ipynb #ba62e0ab
 from dataclasses import asdict
@@ -152,6 +152,14 @@ def images_per_pass(
     most = 2**25 if device.type == 'cpu' else 2**29  # float32 numbers in the widest map
     return max(1, most // (config.channels * config.image_size**2))
 
+# %% ../nbs/tokenizer/processor.ipynb #f0f51beb
+def network_input(
+    images: torch.Tensor,  # (B, H, W) in [0, 1]
+    channels: int,         # of the image tokenizer
+) -> torch.Tensor:         # (B, C, H, W) in [-1, 1]
+    "Images as the image tokenizer's network reads them."
+    return images[:, None].expand(-1, channels, -1, -1) * 2 - 1
+
 # %% ../nbs/tokenizer/processor.ipynb #2a7f342f
 @patch
 @torch.inference_mode()
@@ -168,8 +176,7 @@ def encode_images(
                         f'which reads {size}²: read them with processor.read')
     codes = []
     for part in images.split(images_per_pass(config, device)):
-        x = part.to(device)[:, None].expand(-1, config.in_channels, -1, -1)  # (b, H, W) → (b, C, H, W)
-        x = x * 2 - 1
+        x = network_input(part.to(device), config.in_channels)
         codes.append(self.image_tokenizer.encode(x).flatten(1).cpu())  # (b, h·w)
     return torch.cat(codes)
 

@@ -6,12 +6,14 @@
 __all__ = ['MAX_PIXELS', 'PICTURES', 'DICOM_TAGS', 'VIEWS', 'SIDES', 'PHOTOMETRIC', 'FRAME_MARKERS', 'WINDOW_FUNCTIONS',
            'POLICIES', 'value_span', 'to_unit', 'Unreadable', 'check_size', 'choose_frame', 'Header', 'hashed',
            'picture_header', 'read_picture', 'stored_bytes', 'known_word', 'read_numbers', 'read_spacing',
-           'dicom_header', 'check_inflated', 'jpeg2000_header', 'jpeg_header', 'stream_header', 'read_stream',
-           'write_stream', 'decode_gdcm', 'check_length', 'decode_stream', 'decode', 'decode_bits', 'is_padding',
-           'read_lut', 'apply_lut', 'byte_order', 'apply_modality', 'window', 'apply_voi', 'occurs', 'sets_scale',
-           'display_values', 'open_dicom', 'read_dicom', 'errors_naming', 'is_dicom', 'read_pixels', 'read_header',
-           'Geometry', 'geometry', 'lanczos_weights', 'fit_square', 'fit_official', 'check_array', 'Radiograph',
-           'open_radiograph', 'read_radiograph', 'read_images']
+           'read_counts', 'check_bits', 'dicom_header', 'check_inflated', 'jpeg2000_header', 'jpeg_header',
+           'stream_header', 'check_stream', 'read_stream', 'write_stream', 'read_gdcm', 'decode_gdcm', 'check_length',
+           'decode_stream', 'decode', 'decode_bits', 'is_padding', 'read_lut', 'apply_lut', 'byte_order',
+           'apply_modality', 'window', 'apply_voi', 'occurs', 'sets_scale', 'look_up', 'display_values', 'open_dicom',
+           'read_dicom', 'errors_naming', 'is_dicom', 'read_pixels', 'read_header', 'Geometry', 'check_policy',
+           'geometry', 'lanczos_weights', 'visible_part', 'resize_visible', 'fit_square', 'stretch', 'fit_official',
+           'check_array', 'Radiograph', 'array_header', 'make_square', 'open_radiograph', 'read_radiograph',
+           'read_images']
 
 # %% ../nbs/data/radiograph.ipynb #5b812d83
 import hashlib, logging, os, stat, tempfile, zlib
@@ -146,6 +148,7 @@ def picture_header(
 PICTURES = ('PNG', 'JPEG', 'TIFF')
 logging.getLogger('PIL').setLevel(logging.INFO)  # its debug messages quote a file's notes on the patient
 
+# %% ../nbs/data/radiograph.ipynb #8ccdce0c
 def read_picture(
     path: str | Path,          # PNG, JPEG or TIFF
     frame: int | None = None,  # page of a TIFF file that has several
@@ -177,6 +180,7 @@ DICOM_TAGS = (
     'PixelData', 'ViewPosition', 'ImageLaterality', 'Laterality', 'PixelSpacing',
     'ImagerPixelSpacing', 'NominalScannedPixelSpacing', 'PatientID', 'StudyInstanceUID')
 
+# %% ../nbs/data/radiograph.ipynb #27b8fc96
 def stored_bytes(
     data: pydicom.Dataset,  # as read, not converted
     keyword: str,
@@ -228,6 +232,18 @@ PHOTOMETRIC = {name: name for name in (
     'MONOCHROME1', 'MONOCHROME2', 'RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT',
     'PALETTE COLOR')}
 
+# %% ../nbs/data/radiograph.ipynb #7cc43169
+def read_counts(data: pydicom.Dataset, *keywords: str) -> list[int]:
+    "The integers in binary elements (VR US), 0 where one is absent or empty."
+    return [int(data.get(keyword) or 0) for keyword in keywords]
+
+# %% ../nbs/data/radiograph.ipynb #a1e9f131
+def check_bits(allocated: int, bits: int):
+    "Raises `Unreadable` where the `bits` of a value do not fit into the 8 or 16 that are allocated."
+    if allocated not in (8, 16) or not 1 <= bits <= allocated:
+        raise Unreadable(f'it has {bits} bits in {allocated}; 8 to 16 can be read')
+
+# %% ../nbs/data/radiograph.ipynb #d6f4a642
 def dicom_header(
     data: pydicom.Dataset,  # as read, not converted
 ) -> Header:
@@ -235,12 +251,11 @@ def dicom_header(
 
     Raises `Unreadable` where it holds no picture, or one that is not of 8 to 16 bits.
     """
-    height, width = (int(data.get(keyword) or 0) for keyword in ('Rows', 'Columns'))
-    allocated, bits = (int(data.get(keyword) or 0) for keyword in ('BitsAllocated', 'BitsStored'))
+    height, width = read_counts(data, 'Rows', 'Columns')
+    allocated, bits = read_counts(data, 'BitsAllocated', 'BitsStored')
     photometric = known_word(data, 'PhotometricInterpretation', PHOTOMETRIC)
     check_size(width, height)
-    if allocated not in (8, 16) or not 1 <= bits <= allocated:
-        raise Unreadable(f'it has {bits} bits in {allocated}; 8 to 16 can be read')
+    check_bits(allocated, bits)
     if not photometric:
         raise Unreadable(f'its PhotometricInterpretation is none of {", ".join(PHOTOMETRIC)}')
     spacing = read_spacing(data)
@@ -283,6 +298,7 @@ def jpeg2000_header(
 # %% ../nbs/data/radiograph.ipynb #a23c4a69
 FRAME_MARKERS = {*range(0xc0, 0xd0), 0xf7} - {0xc4, 0xc8, 0xcc}  # SOF of JPEG and of JPEG-LS
 
+# %% ../nbs/data/radiograph.ipynb #15bce0fe
 def jpeg_header(
     stream: bytes,  # JPEG or JPEG-LS
 ) -> tuple[int, int, int, int]:  # height, width, bits, channels; zeros where it is damaged
@@ -311,20 +327,11 @@ def stream_header(
     return jpeg_header(stream)
 
 # %% ../nbs/data/radiograph.ipynb #0c15dba4
-def read_stream(
-    data: pydicom.Dataset,
-    header: Header,
-    frame: int,
-) -> bytes:
-    """The compressed stream of a frame.
-
-    Raises `Unreadable` where it ends early or holds another picture than the header promises.
-    """
-    stream = get_frame(data.PixelData, frame, number_of_frames=header.frames)
-    syntax = data.file_meta.TransferSyntaxUID
-    if 'RLE' in syntax.name: return stream  # has no header of its own
+def check_stream(stream: bytes, data: pydicom.Dataset, header: Header):
+    "Raises `Unreadable` where a stream ends early or holds another picture than the header promises."
     height, width, bits, channels = stream_header(stream)
     # GDCM also writes extended JPEG of 16 bits, but then reads white where it wrote black.
+    syntax = data.file_meta.TransferSyntaxUID
     max_bits = 12 if syntax == JPEGExtended12Bit else 16
     expected = header.height, header.width, data.SamplesPerPixel
     if (height, width, channels) != expected or not 0 < bits <= max_bits:
@@ -332,6 +339,17 @@ def read_stream(
             f'its compressed stream promises {width}×{height} pixels of {channels} × {bits} bits, '
             f'its header {header.width}×{header.height} of {data.SamplesPerPixel} × {header.bits}')
     if b'\xff\xd9' not in stream[-1024:]: raise Unreadable('its compressed stream ends early')
+
+# %% ../nbs/data/radiograph.ipynb #0c15dba5
+def read_stream(
+    data: pydicom.Dataset,
+    header: Header,
+    frame: int,
+) -> bytes:
+    "The compressed stream of a frame. Raises `Unreadable` as `check_stream` does."
+    stream = get_frame(data.PixelData, frame, number_of_frames=header.frames)
+    has_header = 'RLE' not in data.file_meta.TransferSyntaxUID.name
+    if has_header: check_stream(stream, data, header)
     return stream
 
 # %% ../nbs/data/radiograph.ipynb #e0f92c38
@@ -358,6 +376,22 @@ def write_stream(
     data.save_as(path, enforce_file_format=True)
 
 # %% ../nbs/data/radiograph.ipynb #aba3614c
+def read_gdcm(
+    path: str,
+    height: int,
+    width: int,
+    buffer: bytearray,  # of the size of the picture
+) -> bool:
+    "Read a DICOM file's picture into `buffer` by GDCM; False where it refuses, or the size is another."
+    reader = gdcm.ImageRegionReader()
+    reader.SetFileName(path)
+    if not reader.ReadInformation(): return False
+    box = gdcm.BoxRegion()
+    box.SetDomain(0, width - 1, 0, height - 1, 0, 0)
+    reader.SetRegion(box)
+    return reader.ComputeBufferLength() == len(buffer) and reader.ReadIntoBuffer(buffer)
+
+# %% ../nbs/data/radiograph.ipynb #aba3614d
 def decode_gdcm(
     stream: bytes,  # as `read_stream` gives it
     syntax: str,    # transfer syntax UID
@@ -369,16 +403,10 @@ def decode_gdcm(
     height, width, bits, channels = stream_header(stream)
     dtype = np.dtype('<u1' if bits <= 8 else '<u2')
     buffer = bytearray(height * width * channels * dtype.itemsize)
-    reader = gdcm.ImageRegionReader()
-    box = gdcm.BoxRegion()
     with tempfile.TemporaryDirectory() as folder:
-        write_stream(f'{folder}/stream.dcm', stream, syntax, bits)
-        reader.SetFileName(f'{folder}/stream.dcm')
-        box.SetDomain(0, width - 1, 0, height - 1, 0, 0)
-        is_read = reader.ReadInformation()
-        reader.SetRegion(box)
-        is_complete = is_read and reader.ComputeBufferLength() == len(buffer)
-        is_decoded = is_complete and reader.ReadIntoBuffer(buffer)
+        path = f'{folder}/stream.dcm'
+        write_stream(path, stream, syntax, bits)
+        is_decoded = read_gdcm(path, height, width, buffer)
     if not is_decoded: raise Unreadable('its compressed stream is damaged')
     shape = (height, width, channels) if channels > 1 else (height, width)
     return np.frombuffer(buffer, dtype).reshape(shape)
@@ -537,6 +565,7 @@ def window(
 # %% ../nbs/data/radiograph.ipynb #de19ceb8
 WINDOW_FUNCTIONS = {name: name for name in ('', 'LINEAR', 'LINEAR_EXACT', 'SIGMOID')}
 
+# %% ../nbs/data/radiograph.ipynb #816a5ab5
 def apply_voi(
     values: np.ndarray,
     data: pydicom.Dataset,
@@ -581,6 +610,18 @@ def sets_scale(
     return measured if measured.any() else occurring
 
 # %% ../nbs/data/radiograph.ipynb #9cdd8f17
+def look_up(
+    stored: np.ndarray,      # (H, W)
+    candidates: np.ndarray,  # (n,) stored values, of the same number type
+    results: np.ndarray,     # (n,) what each becomes
+) -> np.ndarray:  # (H, W) float32; 0 for what is no candidate
+    "The result of each stored value, from a table of all values that its bits can hold."
+    unsigned = f'u{stored.itemsize}'
+    table = np.zeros(2**(8 * stored.itemsize), np.float32)
+    table[candidates.view(unsigned)] = results
+    return table[stored.view(unsigned)]
+
+# %% ../nbs/data/radiograph.ipynb #9cdd8f18
 def display_values(
     stored: np.ndarray,  # (H, W)
     data: pydicom.Dataset,
@@ -596,10 +637,7 @@ def display_values(
     if not padding.any() and not inverted and np.array_equal(gray, candidates): return stored
     black, white = span or value_span(gray[sets_scale(stored, candidates, gray, padding)])
     unit = (white - gray if inverted else gray - black) / max(white - black, 1e-12)
-    unsigned = f'u{stored.itemsize}'
-    table = np.zeros(2**(8 * stored.itemsize), np.float32)
-    table[candidates.view(unsigned)] = np.where(padding, 0, unit.clip(0, 1))
-    return table[stored.view(unsigned)]  # (H, W)
+    return look_up(stored, candidates, np.where(padding, 0, unit.clip(0, 1)))
 
 # %% ../nbs/data/radiograph.ipynb #01b4a09f
 def open_dicom(
@@ -732,6 +770,13 @@ class Geometry:
 # %% ../nbs/data/radiograph.ipynb #ec90f46b
 POLICIES = ('pad', 'crop', 'official')
 
+# %% ../nbs/data/radiograph.ipynb #c0f8cd4f
+def check_policy(policy: str):
+    "Raises `UserError` for a policy that is none of the `POLICIES`."
+    if policy not in POLICIES:
+        raise UserError(f'no such policy: {policy}; choose one of {", ".join(POLICIES)}')
+
+# %% ../nbs/data/radiograph.ipynb #2038f902
 def geometry(
     height: int,          # of the original, pixels
     width: int,
@@ -739,8 +784,7 @@ def geometry(
     policy: str = 'pad',  # pad: all of the image, black beside it; crop, official: its centre
 ) -> Geometry:
     "How an image of this shape is laid into a square."
-    if policy not in POLICIES:
-        raise UserError(f'no such policy: {policy}; choose one of {", ".join(POLICIES)}')
+    check_policy(policy)
     fitted_side = max(height, width) if policy == 'pad' else min(height, width)
     scale = size / fitted_side
     rows = max(1, round(scale * height))
@@ -772,6 +816,25 @@ def lanczos_weights(
     return csr_array((values, columns[is_near], row_starts), shape=(new_size, old_size))
 
 # %% ../nbs/data/radiograph.ipynb #fc5cb1ff
+def visible_part(start: int, size: int) -> slice:
+    "The rows (or columns) of a resized image in a square of `size`, where its first one lies at `start`."
+    cut_off = max(-start, 0)
+    return slice(cut_off, cut_off + size)
+
+# %% ../nbs/data/radiograph.ipynb #7e382edc
+def resize_visible(
+    unit: np.ndarray,    # (H, W) float32
+    geometry: Geometry,  # of this image
+) -> np.ndarray:  # (h, w) float32; (size, size) at most
+    "The part of a resized image that the square shows, by Lanczos with anti-aliasing."
+    rows = visible_part(geometry.top, geometry.size)
+    cols = visible_part(geometry.left, geometry.size)
+    if unit.shape == (geometry.rows, geometry.cols): return unit[rows, cols]
+    down = lanczos_weights(geometry.height, geometry.rows)[rows]
+    across = lanczos_weights(geometry.width, geometry.cols)[cols]
+    return (across @ np.ascontiguousarray((down @ unit).T)).T
+
+# %% ../nbs/data/radiograph.ipynb #fc5cb1fe
 def fit_square(
     unit: np.ndarray,      # (H, W) float32
     size: int,             # of the square, pixels
@@ -779,13 +842,7 @@ def fit_square(
 ) -> np.ndarray:  # (size, size) float32
     "An image in a square, resized by Lanczos with anti-aliasing; black where it does not reach."
     g = geometry(*unit.shape, size, policy)
-    visible_rows = slice(max(-g.top, 0), max(-g.top, 0) + size)  # of the resized image
-    visible_cols = slice(max(-g.left, 0), max(-g.left, 0) + size)
-    if unit.shape == (g.rows, g.cols): visible = unit[visible_rows, visible_cols]
-    else:
-        down = lanczos_weights(g.height, g.rows)[visible_rows]
-        across = lanczos_weights(g.width, g.cols)[visible_cols]
-        visible = (across @ np.ascontiguousarray((down @ unit).T)).T
+    visible = resize_visible(unit, g)
     top = max(g.top, 0)
     left = max(g.left, 0)
     square = np.zeros((size, size), np.float32)
@@ -793,16 +850,20 @@ def fit_square(
     return square
 
 # %% ../nbs/data/radiograph.ipynb #eeb0e2e5
+def stretch(pixels: np.ndarray) -> np.ndarray:
+    "Values between their 1st and 99th percentile, stretched to 0…255."
+    low, high = np.percentile(pixels, [1, 99])
+    # The small number decides the rounding: without it 3% of a real image's tokens differ.
+    return (np.clip(pixels, low, high) - low) / (high - low + 1e-8) * 255
+
+# %% ../nbs/data/radiograph.ipynb #eeb0e2e6
 def fit_official(
     pixels: np.ndarray,  # (H, W) or (H, W, 3)
     is_jpeg: bool,       # a JPEG keeps its values; all else is clipped and stretched, as a PNG
     size: int,
 ) -> np.ndarray:  # (size, size) float32 in [0, 1]
     "The preprocessing of the released weights, up to the scale (they expect 2u − 1)."
-    if not is_jpeg:
-        low, high = np.percentile(pixels, [1, 99])
-        # The small number decides the rounding: without it 3% of a real image's tokens differ.
-        pixels = (np.clip(pixels, low, high) - low) / (high - low + 1e-8) * 255
+    if not is_jpeg: pixels = stretch(pixels)
     picture = Image.fromarray(pixels.astype(np.uint8)).convert('L')
     g = geometry(*pixels.shape[:2], size, 'official')
     if picture.size != (g.cols, g.rows):
@@ -837,6 +898,24 @@ class Radiograph:
     header: Header
 
 # %% ../nbs/data/radiograph.ipynb #ba6415a4
+def array_header(pixels: np.ndarray) -> Header:
+    "What can be said of pixels (H, W) or (H, W, 3) that no file describes."
+    photometric = 'MONOCHROME2' if pixels.ndim == 2 else 'RGB'
+    return Header(*pixels.shape[:2], 8 * pixels.itemsize, photometric)
+
+# %% ../nbs/data/radiograph.ipynb #08dde348
+def make_square(
+    pixels: np.ndarray,  # (H, W) or (H, W, 3), any number type
+    size: int,
+    policy: str,
+    is_jpeg: bool,       # by the name of the file; counts under `official` alone
+) -> np.ndarray:  # (size, size) float32 in [0, 1]
+    "Pixels as a square, by any of the `POLICIES`."
+    if policy == 'official': return fit_official(pixels, is_jpeg, size)
+    square = fit_square(to_unit(pixels), size, policy)
+    return square.clip(0, 1)  # Lanczos overshoots at edges
+
+# %% ../nbs/data/radiograph.ipynb #ba6415a5
 def open_radiograph(
     path: str | Path | np.ndarray,  # PNG (8, 16 bit), JPEG, TIFF, DICOM; or pixels (H, W) or (H, W, 3)
     size: int,                      # of the square, pixels
@@ -850,15 +929,11 @@ def open_radiograph(
     is_array = isinstance(path, np.ndarray)
     if is_array:
         pixels = check_array(path)
-        photometric = 'MONOCHROME2' if pixels.ndim == 2 else 'RGB'
-        header = Header(*pixels.shape[:2], 8 * pixels.itemsize, photometric)
+        header = array_header(pixels)
     else: pixels, header = read_pixels(path, frame)
     image_geometry = geometry(*pixels.shape[:2], size, policy)
-    if policy == 'official':
-        is_jpeg = not is_array and Path(path).suffix.lower() in ('.jpg', '.jpeg')
-        image = fit_official(pixels, is_jpeg, size)
-    else: image = fit_square(to_unit(pixels), size, policy).clip(0, 1)  # Lanczos overshoots at edges
-    return Radiograph(image, image_geometry, header)
+    is_jpeg = not is_array and Path(path).suffix.lower() in ('.jpg', '.jpeg')
+    return Radiograph(make_square(pixels, size, policy, is_jpeg), image_geometry, header)
 
 # %% ../nbs/data/radiograph.ipynb #67c0021b
 def read_radiograph(

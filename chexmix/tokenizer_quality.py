@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['scan_bits', 'jpeg', 'best_jpeg', 'patches', 'join', 'nearest_level', 'spend_bits', 'fit_levels', 'PatchPCA',
-           'tokenizer_input', 'through_codes', 'through_jpeg', 'through_pca', 'same_bits', 'plot_error',
-           'interval_record', 'image_ssim', 'picture_records', 'finding_groups', 'paired_auroc', 'finding_records',
-           'with_grid', 'grid_tokenizers', 'best_threshold', 'reader_statistics', 'read_findings', 'reader_records',
-           'check_image_sizes', 'swapped', 'bit_rate', 'codebook_records', 'quality_records', 'auroc_rows',
-           'finding_table']
+           'through_codes', 'through_jpeg', 'through_pca', 'same_bits', 'plot_error', 'interval_record', 'image_ssim',
+           'picture_records', 'finding_groups', 'paired_auroc', 'finding_records', 'with_grid', 'grid_tokenizers',
+           'best_threshold', 'reader_statistics', 'read_findings', 'reader_records', 'check_image_sizes', 'swapped',
+           'bit_rate', 'codebook_records', 'quality_records', 'auroc_rows', 'finding_table']
 
 # %% ../nbs/compare/tokenizer_quality.ipynb #27c54563
 import io, math
@@ -25,7 +24,7 @@ from .core import atomic, Settings, UserError
 from .data import read_table
 from .finding_classifier import finding_logits, FindingsCNN, train_finding_classifier
 from .metrics import bootstrap_interval, code_usage, f1, macro, psnr, weighted_auroc, weighted_mean
-from .processor import to_unit_range
+from .processor import network_input, to_unit_range
 from .radiograph import read_images
 from .records import Record
 from .report_text import FINDINGS
@@ -132,13 +131,6 @@ class PatchPCA:
         rounded = [nearest_level(s, levels) for levels, s in zip(self.levels, scores.T)]
         return (np.stack(rounded, 1) @ self.vectors.T + self.mean).astype(np.float32)
 
-# %% ../nbs/compare/tokenizer_quality.ipynb #148138c4
-def tokenizer_input(tokenizer: VQModel, images: torch.Tensor) -> torch.Tensor:
-    "Images (B, H, W) in [0, 1] as (B, C, H, W) in [-1, 1], on the tokenizer's device."
-    device, n_channels = next(tokenizer.parameters()).device, tokenizer.config.in_channels
-    x = images[:, None].expand(-1, n_channels, -1, -1).to(device)
-    return x * 2 - 1
-
 # %% ../nbs/compare/tokenizer_quality.ipynb #8aed248b
 @torch.no_grad()
 def through_codes(
@@ -146,9 +138,10 @@ def through_codes(
     images: torch.Tensor,  # (B, H, W) in [0, 1]
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, H, W) in [0, 1]; codes (B, h, w)
     "Images encoded and decoded again, and their codes."
+    device, channels = next(tokenizer.parameters()).device, tokenizer.config.in_channels
     decoded, codes = [], []
-    for x in images.split(16):
-        codes.append(tokenizer.encode(tokenizer_input(tokenizer, x)))
+    for part in images.split(16):
+        codes.append(tokenizer.encode(network_input(part.to(device), channels)))
         decoded.append(to_unit_range(tokenizer.decode(codes[-1])).cpu())
     return torch.cat(decoded), torch.cat(codes).cpu()
 

@@ -26,7 +26,7 @@ def test_clean_phantoms_are_clean(phantoms):
     count = found.table.found
     of_reports = ['studies without a report', 'studies whose report another study has too']
     assert count.drop(of_reports).eq(0).all(), count
-    assert found.quarantine.empty and found.images.likeness.notna().all()
+    assert found.quarantine.empty and found.images.similarity.notna().all()
     assert list(found.prevalence.index) == list(FINDINGS)
 
 
@@ -50,7 +50,7 @@ def test_planted_faults_are_found(phantoms, tmp_path):
     count = found.table.found
     wanted = {
         'cannot be read': 3,
-        'inverted, by likeness to the others': 1,
+        'inverted, by similarity to the others': 1,
         'lateral, by table or header': 1,
         '… in several splits': 2,
         '… under several patients': 2,
@@ -59,7 +59,7 @@ def test_planted_faults_are_found(phantoms, tmp_path):
     assert {check: count[check] for check in wanted} == wanted
     assert count['studies whose report another study has too'] >= 3
     examples = found.table.example
-    assert examples['inverted, by likeness to the others'] == manifest.study_id[57]
+    assert examples['inverted, by similarity to the others'] == manifest.study_id[57]
     assert {manifest.study_id[1], manifest.study_id[58]} == set(examples['… in several splits'].split(' = '))
     tables = ['audit.csv', 'audit.png', 'images.csv', 'prevalence.csv', 'quarantine.csv']
     assert sorted(p.name for p in (tmp_path/'out').iterdir()) == tables
@@ -117,4 +117,4 @@ def test_real_images():
     twins = found.images[found.images.group.duplicated(keep=False)]
     first, second = [f'cov_178_{i:03d}' for i in range(75, 79)], [f'cov_97_{i:03d}' for i in range(29, 33)]
     assert sorted(twins.study_id) == [*first, *second]
-    assert (found.images.likeness > 0).all() and (found.images.likeness < ODD).mean() < .05
+    assert (found.images.similarity > 0).all() and (found.images.similarity < ODD).mean() < .05

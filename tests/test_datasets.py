@@ -16,7 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 
 from chexmix.core import UserError
 from chexmix.data import (
-    check_split, concatenate, label_reports, MANIFEST_COLUMNS, read_table, scan, split_by_patient,
+    check_split, concatenate, fill_labels, MANIFEST_COLUMNS, read_table, scan, split_by_patient,
     to_parquet)
 from chexmix.datasets import DATASETS, PAGES, read_data
 from chexmix.report_text import FINDINGS
@@ -884,11 +884,11 @@ def test_spanish_reports_are_marked_and_not_labelled(tmp_path):
     manifest = build_and_load('padchest', tmp_path)
     assert set(manifest.source) == {'padchest_es'}
     unlabelled = manifest.assign(**dict.fromkeys(FINDINGS, np.nan))
-    assert label_reports(unlabelled)[list(FINDINGS)].isna().all(axis=None)
+    assert fill_labels(unlabelled)[list(FINDINGS)].isna().all(axis=None)
 
 
 def test_labels_of_a_text_only_collection(tmp_path):
-    labelled = label_reports(build_and_load('rexgradient', tmp_path))
+    labelled = fill_labels(build_and_load('rexgradient', tmp_path))
     assert labelled['No Finding'].tolist()[:2] == [1, 1]
     assert labelled['Edema'][2] == 1
     assert labelled['Pleural Effusion'][3] == 1
