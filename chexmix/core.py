@@ -312,13 +312,13 @@ def open_run(
 # %% ../nbs/00_core.ipynb #7b69acd6
 def progress(
     items=None,        # what to walk through
-    what: str = '',    # title in front of the bar, a few words
+    title: str = '',   # in front of the bar, a few words
     total: int | None = None,  # number of items, where `items` cannot tell
     initial: int = 0,  # items already done by an earlier, interrupted run
 ) -> tqdm:
     "`items` with a line of progress and time left, on standard output."
     options = dict(
-        desc=what, total=total, initial=initial, file=sys.stdout, ascii=True, ncols=100, maxinterval=10,
+        desc=title, total=total, initial=initial, file=sys.stdout, ascii=True, ncols=100, maxinterval=10,
         disable=os.environ.get('CHEXMIX_QUIET') == '1')
     if sys.stdout.isatty(): return tqdm(items, mininterval=.2, **options)
     line = '{desc}: {n_fmt}/{total_fmt} {elapsed}, {remaining} left{postfix}'

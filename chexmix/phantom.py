@@ -64,7 +64,7 @@ def make_phantom(
     seed: int,
     k: int,     # number of the study, 0…
     size: int,  # pixels on each side
-    draw: bool = True,  # False leaves the image out, and the boxes
+    with_image: bool = True,  # False leaves the image out, and the boxes
     view: str = '',     # another view of the same patient on the same day: PA, AP or LATERAL
 ) -> Phantom:
     """Study `k` of `seed`: the same whatever was made before, one anatomy at every size and in every view.
@@ -79,7 +79,7 @@ def make_phantom(
     report = write_report(findings, exam, uniform, ratio)
     if view not in ('', exam.view): exam = replace(exam, view=view, seed=exam.seed + 1)
     image = None
-    if draw: image, findings = render(anatomy, exam, size, findings, (seed, k))
+    if with_image: image, findings = render(anatomy, exam, size, findings, (seed, k))
     study_id, patient_id = f'p{seed}-{k:06d}', f'p{seed}-{patient:06d}'
     return Phantom(study_id, patient_id, exam.view, image, labels_of(findings), findings, *report)
 
@@ -347,7 +347,7 @@ def write_chunk(
     rows = []
     with threadpool_limits(1):
         for k in study_numbers:
-            rows += LAYOUTS[layout](folder, make_phantom(seed, k, size, draw=False), seed, k, size)
+            rows += LAYOUTS[layout](folder, make_phantom(seed, k, size, with_image=False), seed, k, size)
     return rows
 
 # %% ../nbs/02_phantom.ipynb #b5c1b7dc

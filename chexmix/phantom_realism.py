@@ -212,7 +212,7 @@ def language_records(
     "Distinct sentences and reports, share of normal studies, micro F1 of labels read back from the text."
     sentences, texts, pairs, n_normal = set(), set(), [], 0
     for k in progress(range(n), 'reading reports'):
-        study = make_phantom(seed, k, 64, draw=False)
+        study = make_phantom(seed, k, 64, with_image=False)
         text = f'FINDINGS: {study.findings_text}\nIMPRESSION: {study.impression_text}'
         texts.add(text)
         sentences |= sentences_of(study.findings_text) | sentences_of(study.impression_text)

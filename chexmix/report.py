@@ -31,7 +31,7 @@ from .generate import generate_reports
 from .metrics import (
     bleu, bleu_counts, bootstrap_interval, ConfidenceInterval, f1, f1_other_patients, rouge_l, weighted_mean)
 from .model import ChexmixForCausalLM, study_masks
-from .plots import save_figure, save_png, stripe_cells
+from .plots import RIGHT_COLOR, save_figure, save_png, stripe_cells, WRONG_COLOR
 from .pretrain import load_model
 from .processor import Processor
 from .radiograph import read_images
@@ -543,8 +543,8 @@ def plot_finding_bars(
     for r in records:
         y, detail = findings.index(r.detail['finding']), r.detail
         ax.barh(y, detail['n_reference'], color='#dddddd')
-        ax.barh(y, detail['n_correct'], color='#1a9641', height=.5)
-        ax.barh(y, detail['n_correct'] - detail['n_predicted'], color='#d7191c', height=.5)
+        ax.barh(y, detail['n_correct'], color=RIGHT_COLOR, height=.5)
+        ax.barh(y, detail['n_correct'] - detail['n_predicted'], color=WRONG_COLOR, height=.5)
     ax.axvline(0, color='black', lw=.5)
     ax.xaxis.set_major_formatter(lambda x, _: f'{abs(x):.0f}')
 

@@ -6,8 +6,9 @@
 __all__ = ['HEADLINE', 'TASKS', 'HIGH', 'ALL', 'CLAIMS', 'COLORS', 'STYLE', 'SECTIONS', 'PAGE', 'results_folder',
            'results_folders', 'headline_rows', 'select', 'with_pool', 'with_interval', 'headline', 'verdict',
            'comparisons', 'conclusions', 'beats_input', 'evaluate_claim', 'describe_data', 'by_study', 'gain_texts',
-           'claims', 'seeds_cell', 'over_seeds', 'over_ratios', 'plot_ratios', 'over_steps', 'plot_steps', 'conditions',
-           'markdown_table', 'summary', 'picture', 'section', 'results_page']
+           'claims', 'seeds_cell', 'over_seeds', 'over_ratios', 'plot_curves', 'plot_ratios', 'over_steps',
+           'plot_steps', 'conditions', 'markdown_table', 'summary', 'picture', 'section', 'about_run', 'page_warning',
+           'results_page']
 
 # %% ../nbs/11_results.ipynb #897430b4
 import base64, html
@@ -330,9 +331,25 @@ def over_ratios(
             curves[model] = over.set_axis(['value', 'low', 'high'], axis=1)
     return curves
 
-# %% ../nbs/11_results.ipynb #3dfff7b7
+# %% ../nbs/11_results.ipynb #52a2ddf4
 COLORS = {'stage1': 'tab:green', 'stage1_2x': 'tab:blue', 'stage2': 'tab:red'}
 
+def plot_curves(
+    ax,
+    curves: dict[str, pd.DataFrame],  # as `over_ratios` returns them
+    colors: dict[str, str],           # model → color; gets those of new models
+):
+    "A line with its band for each model; thick for a stage, dotted for its layer 0, dashed for others."
+    for model, rows in curves.items():
+        stage, is_first = model.partition(', layer 0')[:2]
+        ours = model.startswith('stage') and not is_first
+        color = colors.setdefault(stage, plt.cm.tab20b(len(colors) % 20))
+        style = '-' if ours else ':' if is_first else '--'
+        width = 2 if ours else 1
+        ax.plot(rows.index, rows.value, marker='o', ms=3, label=model, ls=style, lw=width, color=color)
+        ax.fill_between(rows.index, rows.low, rows.high, color=color, alpha=.15 if ours else .04)
+
+# %% ../nbs/11_results.ipynb #3dfff7b7
 def plot_ratios(
     seeds: list[pd.DataFrame],  # as for `over_ratios`
     path: Path | None = None,   # the picture is also written there
@@ -341,18 +358,10 @@ def plot_ratios(
     fig, axes = plt.subplots(1, 3, figsize=(13, 4.6), dpi=60, layout='constrained')
     colors = dict(COLORS)
     measured = ('classify', 'AUROC macro'), ('inpaint', 'PSNR'), ('report', 'label F1 micro')
-    for ax, (task, metric) in zip(axes, measured):
-        for model, rows in over_ratios(seeds, task, metric).items():
-            stage, is_first = model.partition(', layer 0')[:2]
-            ours = model.startswith('stage') and not is_first
-            color = colors.setdefault(stage, plt.cm.tab20b(len(colors) % 20))
-            style = '-' if ours else ':' if is_first else '--'
-            width = 2 if ours else 1
-            ax.plot(rows.index, rows.value, marker='o', ms=3, label=model, ls=style, lw=width, color=color)
-            ax.fill_between(rows.index, rows.low, rows.high, color=color, alpha=.15 if ours else .04)
-        ax.set(xlabel='share of the image masked', title=f'{TASKS[task]}: {metric}')
     handles = {}
-    for ax in axes:
+    for ax, (task, metric) in zip(axes, measured):
+        plot_curves(ax, over_ratios(seeds, task, metric), colors)
+        ax.set(xlabel='share of the image masked', title=f'{TASKS[task]}: {metric}')
         lines, labels = ax.get_legend_handles_labels()
         handles |= dict(zip(labels, lines))
     fig.legend(handles.values(), handles.keys(), fontsize=7, ncols=7, loc='outside lower center')
@@ -498,7 +507,7 @@ def section(
     if task == 'report' and examples.exists(): cards = example_cards(read_json(examples), figures.parent)
     return f'<h2>{title}</h2><p>{words}</p>{cards}{pictures}{numbers}'
 
-# %% ../nbs/11_results.ipynb #1c525b6e
+# %% ../nbs/11_results.ipynb #bee590b1
 PAGE = '''<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -519,6 +528,26 @@ PAGE = '''<!doctype html>
 </html>
 '''
 
+# %% ../nbs/11_results.ipynb #02f13ee5
+def about_run(
+    context: dict,  # of one records file: config, data, device, date, …
+) -> str:
+    "What was run, as one line of HTML."
+    config, data = context['config'], context['data']
+    about = [
+        f'preset {config["preset"]}', f'{data["n"]} {html.escape(data["name"])}',
+        f'stage 1 {config["stage1_steps"]} steps, stage 2 {config["stage2_steps"]} more',
+        f'seed {config["seed"]}', html.escape(context['device']), context['date']]
+    return ' · '.join(about)
+
+# %% ../nbs/11_results.ipynb #d6842568
+def page_warning(synthetic: bool) -> str:
+    "What nobody should conclude from a page; synthetic studies are named as such."
+    warning = 'Research software, never for clinical use. '
+    if synthetic: warning += 'All studies on this page are synthetic. '
+    return warning + 'Minutes of training show that the code works; they do not show what the method can do.'
+
+# %% ../nbs/11_results.ipynb #1c525b6e
 def results_page(
     folder: Path,      # of the records
     figures: Path,     # of the pictures
@@ -527,16 +556,9 @@ def results_page(
 ) -> Path:
     "Write one self-contained page of pictures and tables."
     records, context = load_records(folder), read_json(folder/'tokenizer.json')
-    config, data = context['config'], context['data']
-    about = [
-        f'preset {config["preset"]}', f'{data["n"]} {html.escape(data["name"])}',
-        f'stage 1 {config["stage1_steps"]} steps, stage 2 {config["stage2_steps"]} more',
-        f'seed {config["seed"]}', html.escape(context['device']), context['date']]
-    warning = 'Research software, never for clinical use. '
-    if data['synthetic']: warning += 'All studies on this page are synthetic. '
-    warning += 'Minutes of training show that the code works; they do not show what the method can do.'
     page = PAGE.format(
-        preset=config['preset'], style=STYLE, about=' · '.join(about), warning=warning,
+        preset=context['config']['preset'], style=STYLE, about=about_run(context),
+        warning=page_warning(context['data']['synthetic']),
         parts=''.join(section(row, folder, figures, records) for row in SECTIONS),
         lines=''.join(f'<li>{html.escape(line)}</li>' for line in conclusions(records)),
         claims=claims([folder, *others]).reset_index().to_html(border=0, index=False))

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['KS', 'EMBEDDINGS', 'same_text', 'Alignment', 'fit_alignment', 'aligned_scores', 'mean_rank', 'embed_studies',
            'choose_alignment', 'likelihood_scores', 'log_mean', 'Pool', 'check_pool', 'pool_sizes', 'sample_pool',
-           'by_direction', 'interval_records', 'rank_records', 'chance_records', 'embedding_scores', 'retrieval_scores',
-           'matrix_records', 'score_retrieve', 'best_answers', 'describe_studies', 'retrieval_examples',
-           'plot_retrieved_reports', 'plot_retrieved_images', 'save_examples', 'evaluate_retrieve', 'alignment_studies',
-           'retrieve_reports', 'retrieve_images']
+           'by_direction', 'interval_records', 'rank_statistics', 'rank_records', 'chance_statistics', 'chance_records',
+           'embedding_scores', 'pair_scores', 'retrieval_scores', 'matrix_records', 'score_retrieve', 'ranked_answers',
+           'best_answers', 'describe_studies', 'studies_in', 'describe_example', 'retrieval_examples', 'report_lines',
+           'plot_retrieved_reports', 'plot_image_row', 'plot_retrieved_images', 'save_examples', 'save_pool',
+           'evaluate_retrieve', 'alignment_studies', 'best_studies', 'retrieve_reports', 'retrieve_images']
 
 # %% ../nbs/09_retrieve.ipynb #7d0960d5
 import math
@@ -26,7 +27,7 @@ from .generate import score_texts, text_log_likelihood
 from .metrics import (
     bootstrap_interval, chance_median, chance_recall, hit_ranks, weighted_mean, weighted_median)
 from .model import ChexmixForCausalLM
-from .plots import plot_image, plot_texts, save_figure, save_png
+from .plots import plot_image, plot_texts, RIGHT_COLOR, save_figure, save_png, WRONG_COLOR
 from .pretrain import load_model
 from .processor import Processor
 from .radiograph import read_images
@@ -219,6 +220,12 @@ def interval_records(
         records.append(Record('retrieve', name, metric, i.value, i.low, i.high, len(patients), seed, detail))
     return records
 
+# %% ../nbs/09_retrieve.ipynb #485e8594
+def rank_statistics(ranks: torch.Tensor) -> dict:  # metric → statistic for `bootstrap_interval`
+    "Recall at each k that is smaller than the pool, and median rank; `ranks` (N,) of one direction."
+    statistics = {f'R@{k}': weighted_mean(ranks <= k) for k in KS if k < len(ranks)}
+    return statistics | {'median rank': weighted_median(ranks)}
+
 # %% ../nbs/09_retrieve.ipynb #3da54226
 def rank_records(
     name: str,             # of the model or baseline, for the records
@@ -232,27 +239,29 @@ def rank_records(
     texts, patients = pool.test['text'][:n], pool.test['patient_id'][:n]
     hits = same_text(texts)
     for direction, queries in by_direction(scores).items():
-        ranks = hit_ranks(queries, hits)
-        statistics = {f'R@{k}': weighted_mean(ranks <= k) for k in KS if k < n}
-        statistics['median rank'] = weighted_median(ranks)
+        statistics = rank_statistics(hit_ranks(queries, hits))
         described = dict(direction=direction, pool=n, distinct=len(set(texts))) | detail
         records += interval_records(name, statistics, patients, seed, described)
     return records
+
+# %% ../nbs/09_retrieve.ipynb #1f1dbff9
+def chance_statistics(hits: torch.Tensor) -> dict:  # metric → statistic for `bootstrap_interval`
+    "What `rank_statistics` would be on average in a random order, computed exactly; `hits` (N, N) bool."
+    statistics = {f'R@{k}': weighted_mean(chance_recall(hits, k)) for k in KS if k < len(hits)}
+    return statistics | {'median rank': chance_median(hits)}
 
 # %% ../nbs/09_retrieve.ipynb #6553a71b
 def chance_records(
     pool: Pool,
     seed: int = 0,  # of the bootstrap
 ) -> list[Record]:
-    "What a random order would get, computed exactly, in the pool of each way."
+    "Statistics of chance in the pool of each way."
     ways = [(by, n) for by in EMBEDDINGS for n in pool.sizes]
     ways += [('likelihood', pool.pairs), ('likelihood, report alone', pool.pairs)]
     records = []
     for by, n in ways:
         texts, patients = pool.test['text'][:n], pool.test['patient_id'][:n]
-        hits = same_text(texts)
-        statistics = {f'R@{k}': weighted_mean(chance_recall(hits, k)) for k in KS if k < n}
-        statistics['median rank'] = chance_median(hits)
+        statistics = chance_statistics(same_text(texts))
         for record in interval_records('chance', statistics, patients, seed, {}):
             for direction in ('image→report', 'report→image'):  # chance is the same in both
                 detail = dict(direction=direction, pool=n, by=by, distinct=len(set(texts)))
@@ -272,13 +281,13 @@ def embedding_scores(
         layers[by] = alignment.layer
     return scores, layers
 
-# %% ../nbs/09_retrieve.ipynb #09a0000a
-def retrieval_scores(
+# %% ../nbs/09_retrieve.ipynb #af817530
+def pair_scores(
     model: ChexmixForCausalLM,
     pool: Pool,
-    title: str = 'retrieval',  # on the line of progress
-) -> tuple[dict, dict]:  # all ways → (N, N) image × report; the ways of `EMBEDDINGS` → layer
-    """Score of every pair, in each way.
+    title: str,  # on the line of progress
+) -> dict:       # the two ways by likelihood → (pairs, pairs) image × report
+    """Score of the pairs by likelihood.
 
     Without validation images log p(report) is that of the report alone."""
     test = pool.test.select(range(pool.pairs))
@@ -290,8 +299,18 @@ def retrieval_scores(
     if len(valid):
         other = likelihood_scores(model, torch.tensor(valid['codes']), texts, f'{title}, other images')
         expected = log_mean(other)
+    return {'likelihood': own - expected, 'likelihood, report alone': own - alone}
+
+# %% ../nbs/09_retrieve.ipynb #09a0000a
+def retrieval_scores(
+    model: ChexmixForCausalLM,
+    pool: Pool,
+    title: str = 'retrieval',  # on the line of progress
+) -> tuple[dict, dict]:  # all ways → (N, N) image × report; the ways of `EMBEDDINGS` → layer
+    "Score of every pair, in each way."
+    by_likelihood = pair_scores(model, pool, title)
     scores, layers = embedding_scores(model, pool)
-    return scores | {'likelihood': own - expected, 'likelihood, report alone': own - alone}, layers
+    return scores | by_likelihood, layers
 
 # %% ../nbs/09_retrieve.ipynb #7cd3497d
 def matrix_records(
@@ -320,6 +339,15 @@ def score_retrieve(
     scores, layers = retrieval_scores(model, pool, name)
     return matrix_records(name, scores, layers, pool, seed)
 
+# %% ../nbs/09_retrieve.ipynb #fa0adc61
+def ranked_answers(best: list[int], scores: torch.Tensor, hits: torch.Tensor) -> list[dict]:
+    "The answers `best` to one query with their scores and whether they are hits; both are (N,)."
+    answers = []
+    for study in best:
+        score = round(float(scores[study]), 3)
+        answers.append(dict(study=study, hit=bool(hits[study]), score=score))
+    return answers
+
 # %% ../nbs/09_retrieve.ipynb #09a0000b
 def best_answers(
     scores: torch.Tensor,  # (N, N) query × candidate
@@ -331,12 +359,9 @@ def best_answers(
     ranks = hit_ranks(scores, hits).tolist()
     best = scores.topk(min(k, len(scores)), dim=1).indices.tolist()
     examples = []
-    for query in range(min(n, len(scores))):
-        answers = []
-        for study in best[query]:
-            score = round(float(scores[query, study]), 3)
-            answers.append(dict(study=study, hit=bool(hits[query, study]), score=score))
-        examples.append(dict(query=query, rank=ranks[query], answers=answers))
+    for i in range(min(n, len(scores))):
+        answers = ranked_answers(best[i], scores[i], hits[i])
+        examples.append(dict(query=i, rank=ranks[i], answers=answers))
     return examples
 
 # %% ../nbs/09_retrieve.ipynb #09a0000d
@@ -355,6 +380,24 @@ def describe_studies(
         described[i] = dict(study_id=row['study_id'], text=row['text'], image=path)
     return described
 
+# %% ../nbs/09_retrieve.ipynb #6e5fe4f2
+def studies_in(examples: list[dict]) -> list[int]:
+    "The queries of examples and all their answers, each study once."
+    found = {example['query'] for example in examples}
+    for example in examples: found |= {answer['study'] for answer in example['answers']}
+    return sorted(found)
+
+# %% ../nbs/09_retrieve.ipynb #3105d1dd
+def describe_example(
+    example: dict,               # of `best_answers`
+    described: dict[int, dict],  # of `describe_studies`
+) -> dict:  # as JSON can hold it
+    "An example with id, text and picture in place of each index."
+    answers = []
+    for answer in example['answers']:
+        answers.append(described[answer['study']] | dict(hit=answer['hit'], score=answer['score']))
+    return described[example['query']] | dict(rank=example['rank'], answers=answers)
+
 # %% ../nbs/09_retrieve.ipynb #1fce2dc3
 def retrieval_examples(
     scores: torch.Tensor,  # (N, N) image × report
@@ -367,15 +410,17 @@ def retrieval_examples(
     "The first queries of the pool with their best answers."
     hits = same_text(pool.test['text'][:len(scores)])
     found = {way: best_answers(queries, hits, n, k) for way, queries in by_direction(scores).items()}
-    examples = [example for way in found.values() for example in way]
-    shown = {example['query'] for example in examples}
-    for example in examples: shown |= {answer['study'] for answer in example['answers']}
-    described = describe_studies(pool, sorted(shown), folder, size)
+    indices = studies_in(sum(found.values(), []))
+    described = describe_studies(pool, indices, folder, size)
+    return {way: [describe_example(one, described) for one in some] for way, some in found.items()}
 
-    def describe(example):
-        answers = [described[a['study']] | dict(hit=a['hit'], score=a['score']) for a in example['answers']]
-        return described[example['query']] | dict(rank=example['rank'], answers=answers)
-    return {way: [describe(example) for example in examples] for way, examples in found.items()}
+# %% ../nbs/09_retrieve.ipynb #14bb7b18
+def report_lines(example: dict) -> list[tuple[str, str, str]]:  # label, text, colour
+    "The report of a query image itself and the reports that were found; hits are green, others red."
+    lines = [('its own:', example['text'], 'black')]
+    for i, answer in enumerate(example['answers'], 1):
+        lines.append((f'{i}.', answer['text'], RIGHT_COLOR if answer['hit'] else WRONG_COLOR))
+    return lines
 
 # %% ../nbs/09_retrieve.ipynb #6d2139d7
 def plot_retrieved_reports(
@@ -389,12 +434,17 @@ def plot_retrieved_reports(
                              layout='constrained')
     for (image_ax, text_ax), example in zip(axes, examples):
         plot_image(image_ax, folder/example['image'], f'query; rank {example["rank"]}')
-        lines = [('its own:', example['text'], 'black')]
-        for i, answer in enumerate(example['answers'], 1):
-            lines.append((f'{i}.', answer['text'], '#1a9641' if answer['hit'] else '#a03030'))
-        plot_texts(text_ax, lines, 118)
+        plot_texts(text_ax, report_lines(example), 118)
     save_figure(fig, path, dpi=110)
     return fig
+
+# %% ../nbs/09_retrieve.ipynb #b0f9a4a9
+def plot_image_row(axes: np.ndarray, example: dict, folder: Path):
+    "A query report, its own image and the images that were found, each on one of `axes`."
+    plot_texts(axes[0], [('query:', example['text'], 'black')], 40)
+    plot_image(axes[1], folder/example['image'], f'its own; rank {example["rank"]}')
+    for i, answer in enumerate(example['answers'], 1):
+        plot_image(axes[1 + i], folder/answer['image'], f'{i}.', answer['hit'])
 
 # %% ../nbs/09_retrieve.ipynb #cfffcb02
 def plot_retrieved_images(
@@ -407,11 +457,7 @@ def plot_retrieved_images(
     size = 9, 1.75 * len(examples)
     fig, axes = plt.subplots(len(examples), 2 + n_answers, figsize=size, dpi=75, squeeze=False,
                              width_ratios=[1.9] + [1] * (1 + n_answers), layout='constrained')
-    for row, example in zip(axes, examples):
-        plot_texts(row[0], [('query:', example['text'], 'black')], 40)
-        plot_image(row[1], folder/example['image'], f'its own; rank {example["rank"]}')
-        for i, answer in enumerate(example['answers'], 1):
-            plot_image(row[1 + i], folder/answer['image'], f'{i}.', answer['hit'])
+    for row, example in zip(axes, examples): plot_image_row(row, example, folder)
     save_figure(fig, path, dpi=90)
     return fig
 
@@ -430,6 +476,12 @@ def save_examples(
     reports, images = folder/'figures'/'retrieve_reports.png', folder/'figures'/'retrieve_images.png'
     plt.close(plot_retrieved_reports(examples['image→report'], folder, reports))
     plt.close(plot_retrieved_images(examples['report→image'], folder, images))
+
+# %% ../nbs/09_retrieve.ipynb #fea85f2a
+def save_pool(folder: Path, pool: Pool, seed: int):
+    "Write the ids of a pool to `results/retrieve_pool.json` of a run, with the seed that it was sampled by."
+    ids = dict(seed=seed, sizes=pool.sizes, pairs=pool.pairs, study_ids=pool.test['study_id'][:])
+    write_json(folder/'results'/'retrieve_pool.json', ids)
 
 # %% ../nbs/09_retrieve.ipynb #fdd692c7
 def evaluate_retrieve(
@@ -455,8 +507,7 @@ def evaluate_retrieve(
         '09_retrieve', folder, data=Path(data).name or None, pool=pool, pairs=pairs, most=most, seed=seed,
         larger=larger, models=models)
     save_records(folder, 'retrieve', records, info, weights, command)
-    ids = dict(seed=seed, sizes=studies.sizes, pairs=studies.pairs, study_ids=studies.test['study_id'][:])
-    write_json(folder/'results'/'retrieve_pool.json', ids)
+    save_pool(folder, studies, seed)
     save_examples(folder, scores, studies, name, processor.image_size)
     return records
 
@@ -473,6 +524,18 @@ def alignment_studies(
                         'cannot be fitted; name another run or table')
     return train, valid
 
+# %% ../nbs/09_retrieve.ipynb #ba2136c4
+def best_studies(
+    scores: torch.Tensor,  # (N,) of the studies of a store; higher is better
+    store: Dataset,
+    k: int,                # studies, or as many as there are
+    columns: list[str],    # of the store
+) -> pd.DataFrame:         # score, columns
+    "The studies of a store with the highest scores, best first."
+    best = scores.topk(min(k, len(scores)))
+    rows = store.select(best.indices.tolist())
+    return pd.DataFrame(dict(score=best.values.numpy()) | {name: rows[name][:] for name in columns})
+
 # %% ../nbs/09_retrieve.ipynb #1b3c61d7
 def retrieve_reports(
     model: ChexmixForCausalLM,
@@ -484,13 +547,11 @@ def retrieve_reports(
 ) -> pd.DataFrame:  # score (cosine), text, study_id
     "The distinct reports of `store` that fit `image` best, by embedding."
     alignment = alignment or choose_alignment(model, *alignment_studies(store))
-    distinct = pd.Series(store['text'][:]).drop_duplicates().index
+    distinct = store.select(pd.Series(store['text'][:]).drop_duplicates().index)
     image_embedding = embed(model, processor.encode_images(image[None]), regions=alignment.regions)
-    texts = embed_texts(model, store.select(distinct)['text_ids'])
+    texts = embed_texts(model, distinct['text_ids'])
     scores = aligned_scores(alignment, image_embedding, texts)[0]
-    best = scores.topk(min(k, len(scores)))
-    rows = store.select(distinct[best.indices.numpy()])
-    return pd.DataFrame(dict(score=best.values.numpy(), text=rows['text'][:], study_id=rows['study_id'][:]))
+    return best_studies(scores, distinct, k, ['text', 'study_id'])
 
 # %% ../nbs/09_retrieve.ipynb #5f197c9f
 def retrieve_images(
@@ -511,7 +572,4 @@ def retrieve_images(
     images = embed(model, torch.tensor(store['codes']), regions=alignment.regions)
     text_embedding = embed_texts(model, [processor.text_tokenizer.encode(text)])
     scores = aligned_scores(alignment, images, text_embedding)[:, 0]
-    best = scores.topk(min(k, len(scores)))
-    rows = store.select(best.indices.tolist())
-    columns = {name: rows[name][:] for name in ('study_id', 'path', 'text')}
-    return pd.DataFrame(dict(score=best.values.numpy(), **columns))
+    return best_studies(scores, store, k, ['study_id', 'path', 'text'])

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FULL_STATE', 'batch_indices', 'bucketed_indices', 'StepLoader', 'ProcessGroup', 'init_distributed', 'learning_rate',
            'StepState', 'StopNonFinite', 'training_state', 'checkpoints', 'checksum', 'write_checkpoint',
-           'read_checkpoint', 'Checkpoint', 'add_value', 'LogWriter', 'Log', 'has_bfloat16', 'attention_in_float32',
-           'mix_precision', 'part_of', 'StepLearner', 'set_gradient_sync', 'Distribute', 'parameter_groups',
-           'MuonAdamW', 'check_identity', 'resume', 'FitSettings', 'training_callbacks', 'fit']
+           'read_checkpoint', 'Checkpoint', 'add_value', 'validation_row', 'LogWriter', 'Log', 'has_bfloat16',
+           'attention_in_float32', 'mix_precision', 'part_of', 'StepLearner', 'set_gradient_sync', 'Distribute',
+           'parameter_groups', 'MuonAdamW', 'check_identity', 'resume', 'FitSettings', 'training_callbacks', 'fit']
 
 # %% ../nbs/foundations/training_loop.ipynb #85c6d072
 import warnings
@@ -277,6 +277,19 @@ def add_value(
         sums[name] = total + torch.where(known, value, 0), n + known
     else: sums[name] = total + value, n + 1
 
+# %% ../nbs/foundations/training_loop.ipynb #c6127f6b
+def validation_row(
+    learn: Learner,
+    validate,  # model → dict of numbers
+) -> dict:
+    "What `validate` returns, as columns of the log; the model is in eval mode and has no gradients."
+    learn.model.eval()
+    with torch.no_grad(), learn.precision:
+        values = validate(getattr(learn.model, 'module', learn.model))  # the model inside DDP
+        row = {f'valid_{name}': float(value) for name, value in values.items()}
+    learn.model.train()
+    return row
+
 # %% ../nbs/foundations/training_loop.ipynb #c6127f69
 class LogWriter:
     "Writes the log of a training as CSV and for TensorBoard."
@@ -317,7 +330,7 @@ class Log(Callback):
         self.validate, self.path = validate, path
 
     def before_fit(self):
-        self.bar = progress(what=self.title, total=self.n_steps, initial=self.learn.done)
+        self.bar = progress(title=self.title, total=self.n_steps, initial=self.learn.done)
         writes = self.path and not self.learn.process_group.rank
         self.writer = LogWriter(self.path, self.learn.done) if writes else None
 
@@ -333,18 +346,10 @@ class Log(Callback):
         for name, (total, n) in self.learn.sums.items():
             row[name] = float(mean(torch.as_tensor(total / n)))
         self.learn.sums = {}
-        if self.validate is not None: row |= self.validation()
+        if self.validate is not None: row |= validation_row(self.learn, self.validate)
         self.learn.log.append(row)
         self.bar.set_postfix_str(f'loss {row["loss"]:.3f}', refresh=False)
         if self.writer: self.writer.write(self.learn.log)
-
-    def validation(self) -> dict:
-        self.model.eval()
-        with torch.no_grad(), self.learn.precision:
-            values = self.validate(getattr(self.model, 'module', self.model))
-            row = {f'valid_{name}': float(value) for name, value in values.items()}
-        self.model.train()
-        return row
 
     def after_fit(self):
         self.bar.close()

@@ -483,7 +483,7 @@ def micro_f1(predicted, truth):
 
 
 def test_reports_of_the_phantom_are_read_back():
-    studies = [make_phantom(3, k, 64, draw=False) for k in range(500)]
+    studies = [make_phantom(3, k, 64, with_image=False) for k in range(500)]
     truth = np.array([[s.labels[name] for name in FINDINGS] for s in studies])
     read = np.array([list(label_report(report_text(study_row(s))).values()) for s in studies])
     assert micro_f1(np.stack([read == 1, read == -1]), np.stack([truth == 1, truth == -1])) >= .98
