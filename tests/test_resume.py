@@ -26,6 +26,12 @@ def same_weights(folder, one, other) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def same_optimizer(one, other) -> bool:
+    "Whether two checkpoints have the same state of the optimizer."
+    states = zip(one['opt']['state'].values(), other['opt']['state'].values(), strict=True)
+    return all(torch.equal(a[k], b[k]) for a, b in states for k in a)
+
+
 # killed
 
 def redirect_output(log: Path):
@@ -106,8 +112,11 @@ def test_killed_again_and_again(tiny_run, tmp_path, stage):
     a, b = (training.read_checkpoint(tmp_path/name) for name in ('undisturbed', 'killed'))
     assert a['done'] == b['done'] == STEPS
     assert a['log'] == b['log']
-    for x, y in zip(a['opt']['state'].values(), b['opt']['state'].values(), strict=True):
-        assert all(torch.equal(x[k], y[k]) for k in x), (seed, kills)
+    assert same_optimizer(a, b), (seed, kills)
+    c, d = (training.read_checkpoint(folder/name/pretraining.STABLE) for name in ('undisturbed', 'killed'))
+    assert c['done'] == d['done'] < STEPS  # what another stage forks from
+    assert same_optimizer(c, d), (seed, kills)
+    assert all(torch.equal(c['model'][k], d['model'][k]) for k in c['model']), (seed, kills)
     logs = [(folder/'logs'/f'{name}.csv').read_bytes() for name in ('undisturbed', 'killed')]
     assert logs[0] == logs[1]
     assert not list((folder/'killed').glob('**/*.part'))
