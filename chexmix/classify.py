@@ -8,16 +8,16 @@ __all__ = ['STRENGTHS', 'PRIORS', 'Cohort', 'cohort', 'cohorts', 'evaluable', 'e
            'score_system', 'save_probe', 'load_probe', 'classify', 'plot_findings', 'evaluate_classify',
            'report_sentences', 'grammar_reports', 'stated_findings', 'statements_about', 'choose_statements',
            'statement_roles', 'Questions', 'statement_log_likelihood', 'log_mean_over_images', 'new_questions',
-           'ask_findings', 'affirmed_by', 'sampled_findings', 'fit_calibration', 'calibration_error',
-           'plot_reliability', 'save_questions', 'load_questions', 'difference_record', 'calibration_records', 'Asked',
-           'ask_cohorts', 'rival_scores', 'ask_records', 'plot_ask', 'ask_at_ratios', 'ask_statements', 'probe_of',
-           'evaluate_ask']
+           'ask_findings', 'sample_reports', 'sampled_findings', 'fit_calibration', 'calibration_error',
+           'plot_reliability', 'save_questions', 'load_questions', 'difference_record', 'calibration_record', 'Asked',
+           'cohort_log_likelihood', 'ask_test', 'rival_scores', 'system_records', 'ask_records', 'plot_ask',
+           'ask_at_ratios', 'ask_statements', 'probe_of', 'ask_cohorts', 'evaluate_ask']
 
 # %% ../nbs/06_classify.ipynb #45f9b0a5
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
@@ -41,9 +41,9 @@ from .plots import label_lines, PALETTE, save_figure
 from .pretrain import load_model
 from .processor import Processor
 from .records import content_hash, papermill_command, Record, save_records
-from chexmix.report_text import (
-    FINDINGS, label_report, PARENTS, report_mentions, report_sections, report_text, resolve_uncertain,
-    standard_rules)
+from .report_text import (
+    FINDINGS, label_report, PARENTS, report_mentions, report_sections, report_text,
+    resolve_uncertain, standard_rules)
 from .token_store import split_rows
 from .tokenizer import open_studies
 
@@ -400,7 +400,7 @@ def grammar_reports(
 def stated_findings(
     sentence: str,
 ) -> dict[str, float]:  # finding → 1 affirmed, 0 denied, NaN doubted, or both
-    "What a sentence states; `No Finding` only where it calls something normal and names no finding."
+    "What a sentence states; `No Finding` where it calls something normal and names no finding."
     values = {}
     for mention in report_mentions(sentence, standard_rules()):
         value = mention.value if mention.value in (0, 1) else np.nan
@@ -415,19 +415,23 @@ def statements_about(
     counts: Counter,    # of sentences
     stated: dict,       # sentence → `stated_findings`
 ) -> list[str]:
-    "Sentences that affirm this finding alone, or deny it: those that name fewest findings first, then by frequency."
+    "Sentences that affirm this finding alone, or deny it: fewest other findings first, then by frequency."
     def suits(values):
-        return finding in values and set(values.values()) == {value} and (len(values) == 1 or not value)
+        if finding not in values or set(values.values()) != {value}: return False
+        return len(values) == 1 or value == 0
 
-    suitable = [sentence for sentence, values in stated.items() if suits(values)]
-    return sorted(suitable, key=lambda sentence: (len(stated[sentence]), -counts[sentence], sentence))
+    def order(sentence): return len(stated[sentence]), -counts[sentence], sentence
+    return sorted((sentence for sentence, values in stated.items() if suits(values)), key=order)
 
 # %% ../nbs/06_classify.ipynb #0ae2fb0f
 def choose_statements(
     counts: Counter,     # of sentences, from `report_sentences`
-    wordings: int = 24,  # affirming and denying statements for each finding, at most
+    wordings: int = 16,  # affirming and denying statements for each finding, at most
 ) -> pd.DataFrame:       # finding, affirms (bool), text
-    "The most frequent statements about each finding. Raises `UserError` where no finding is affirmed."
+    """The most frequent statements about each finding.
+
+    Raises `UserError` where no finding is affirmed.
+    """
     stated = {sentence: stated_findings(sentence) for sentence in counts}
     rows = []
     for finding in FINDINGS:
@@ -436,30 +440,28 @@ def choose_statements(
             rows += [(finding, value == 1, text) for text in texts]
     table = pd.DataFrame(rows, columns=['finding', 'affirms', 'text'])
     if table.affirms.any(): return table
-    raise UserError(f'no sentence of {len(counts)} affirms a finding: give more reports, or other ones')
+    raise UserError(f'no sentence of {len(counts)} affirms a finding: give more reports, or others')
 
 # %% ../nbs/06_classify.ipynb #c8d0ceb5
 def statement_roles(
     statements: pd.DataFrame,  # from `choose_statements`
-) -> tuple[np.ndarray, np.ndarray]:  # (14, M) bool: which distinct texts affirm, and which deny, each finding
-    "What each distinct text says about each finding."
-    texts = statements.text.unique()
-    named = {(finding, affirms): np.isin(texts, rows.text)
-             for (finding, affirms), rows in statements.groupby(['finding', 'affirms'])}
+) -> tuple[np.ndarray, np.ndarray]:  # (14, M) bool each
+    "Which distinct texts affirm each finding, and which deny it."
+    texts, named = statements.text.unique(), {}
+    for key, rows in statements.groupby(['finding', 'affirms']): named[key] = np.isin(texts, rows.text)
     nothing = np.zeros(len(texts), bool)
-    affirms = {finding: named.get((finding, True), nothing) for finding in FINDINGS}
-    normal = affirms['No Finding']
-    any_disease = np.any([affirms[finding] for finding in FINDINGS[1:-1]], 0)
-    denies = {finding: named.get((finding, False), normal) for finding in FINDINGS}
-    denies['No Finding'] = any_disease
-    own = {finding: row.copy() for finding, row in affirms.items()}
+    own = {finding: named.get((finding, True), nothing) for finding in FINDINGS}
+    affirms = dict(own)
     for child, parent in PARENTS.items(): affirms[parent] = affirms[parent] | own[child]
+    normal = own['No Finding']
+    denies = {finding: named.get((finding, False), normal) for finding in FINDINGS}
+    denies['No Finding'] = np.any([own[finding] for finding in FINDINGS[1:-1]], 0)
     return np.stack(list(affirms.values())), np.stack(list(denies.values()))
 
 # %% ../nbs/06_classify.ipynb #327c6fed
 @dataclass(frozen=True)
 class Questions:
-    "Statements that a model judges, their log-likelihood without an image, and how scores become probabilities."
+    "Statements that a model judges, their log-likelihood without an image, and a calibration."
     section: str               # findings or impression: the report begins with it
     statements: pd.DataFrame   # from `choose_statements`
     log_prior: np.ndarray      # (M,) nats, of `texts`
@@ -497,11 +499,12 @@ def new_questions(
     processor: Processor,
     statements: pd.DataFrame,           # from `choose_statements`
     section: str = 'findings',          # that the statements were taken from
-    codes: torch.Tensor | None = None,  # (N, n) other images; None = an image with every code masked
+    codes: torch.Tensor | None = None,  # (N, n) other images; None = one with every code masked
     mask: torch.Tensor | None = None,   # (N, n) bool, of the other images
 ) -> Questions:
     "Questions for a model, with the prior of each statement. No label is used."
-    questions = Questions(section, statements, np.zeros(statements.text.nunique()), fingerprint(model))
+    no_prior = np.zeros(statements.text.nunique())
+    questions = Questions(section, statements, no_prior, fingerprint(model))
     if codes is None:
         codes = torch.zeros(1, processor.layout.n_image, dtype=torch.long)
         mask = torch.ones_like(codes, dtype=torch.bool)
@@ -529,7 +532,7 @@ def probabilities(
     self: Questions,
     log_odds: np.ndarray,  # (N, 14)
 ) -> np.ndarray:           # (N, 14)
-    "Log-odds as probabilities: calibrated, or as if each finding were there in half of the patients."
+    "Log-odds as probabilities: calibrated, or as if half of the patients had each finding."
     return expit(self.slope * log_odds + (0 if self.bias is None else self.bias))
 
 # %% ../nbs/06_classify.ipynb #cb2cc3c8
@@ -552,13 +555,20 @@ def ask_findings(
     probabilities = questions.probabilities(questions.log_odds(log_likelihood))
     return pd.DataFrame(probabilities, columns=list(FINDINGS)).dropna(axis=1)
 
-# %% ../nbs/06_classify.ipynb #f5a9c221
-@lru_cache(maxsize=100_000)
-def affirmed_by(text: str) -> tuple[bool, ...]:
-    "Which of the 14 FINDINGS a report affirms."
-    return tuple(value == 1 for value in label_report(text).values())
+# %% ../nbs/06_classify.ipynb #647e2ea1
+def sample_reports(
+    model: ChexmixForCausalLM,
+    processor: Processor,
+    codes: torch.Tensor,  # (B, n)
+    mask: torch.Tensor,   # (B, n) bool, True = masked
+    samples: int,         # reports of each image
+) -> list[str]:           # B·samples, those of one image together
+    "Reports sampled at temperature 1, without guidance."
+    ids = generate_reports(
+        model, codes, mask, do_sample=True, temperature=1., top_k=0, num_return_sequences=samples)
+    return [processor.text_tokenizer.decode(row, skip_special_tokens=True) for row in ids]
 
-# %% ../nbs/06_classify.ipynb #6bf7ef96
+# %% ../nbs/06_classify.ipynb #dbbc2039
 def sampled_findings(
     model: ChexmixForCausalLM,
     processor: Processor,
@@ -570,17 +580,12 @@ def sampled_findings(
 ) -> np.ndarray:                       # (N, 14)
     "The share of sampled reports that affirm each finding."
     if mask is None: mask = torch.zeros_like(codes, dtype=torch.bool)
-    options = dict(do_sample=True, temperature=1., top_k=0, num_return_sequences=samples)
-    decode = partial(processor.text_tokenizer.decode, skip_special_tokens=True)
-    starts = range(0, len(codes), batch)
-    if len(starts) > 3: starts = progress(starts, 'sampling reports')
-    affirmed = []
+    reports, parts = [], list(zip(codes.split(batch), mask.split(batch)))
+    if len(parts) > 3: parts = progress(parts, 'sampling reports')
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for start in starts:
-            rows = slice(start, start + batch)
-            reports = generate_reports(model, codes[rows], mask[rows], **options)
-            affirmed += [affirmed_by(decode(ids)) for ids in reports]
+        for part in parts: reports += sample_reports(model, processor, *part, samples)
+    affirmed = [[value == 1 for value in label_report(text).values()] for text in reports]
     return np.reshape(affirmed, (len(codes), samples, len(FINDINGS))).mean(1)
 
 # %% ../nbs/06_classify.ipynb #1390d0cc
@@ -591,12 +596,12 @@ def fit_calibration(
     "One slope for all findings and a bias for each, by logistic regression on the labels."
     known = np.isfinite(labels) & np.isfinite(log_odds)
     of_finding = np.broadcast_to(np.eye(len(FINDINGS)), (*labels.shape, len(FINDINGS)))[known]
-    x = np.column_stack([log_odds[known], of_finding])
-    truth = labels[known]
-    if len(np.unique(truth)) < 2: raise UserError('validation studies with and without findings are needed')
-    with threadpool_limits(1):
-        weight = LogisticRegression(C=10, fit_intercept=False, max_iter=2000).fit(x, truth).coef_[0]
-    if weight[0] < 0: return fit_calibration(0 * log_odds, labels)  # it must never turn answers around
+    x, truth = np.column_stack([log_odds[known], of_finding]), labels[known]
+    if len(np.unique(truth)) < 2:
+        raise UserError('validation studies with and without findings are needed: give more labels')
+    regression = LogisticRegression(C=10, fit_intercept=False, max_iter=2000)
+    with threadpool_limits(1): weight = regression.fit(x, truth).coef_[0]
+    if weight[0] < 0: return fit_calibration(0 * log_odds, labels)  # never turn an answer around
     return float(weight[0]), weight[1:]
 
 # %% ../nbs/06_classify.ipynb #723ccd86
@@ -639,7 +644,8 @@ def save_questions(
 ):
     "Write questions to `classify/<name>_questions.json`; `load_questions` is the inverse."
     values = vars(questions) | dict(
-        statements=questions.statements.to_dict('list'), log_prior=questions.log_prior.round(4).tolist(),
+        statements=questions.statements.to_dict('list'),
+        log_prior=questions.log_prior.round(4).tolist(),
         bias=None if questions.bias is None else questions.bias.tolist())
     write_json(Path(folder)/'classify'/f'{name}_questions.json', values)
 
@@ -656,7 +662,8 @@ def load_questions(
         command = f'`chexmix classify --ask --run {Path(folder).name}` without images'
         raise UserError(f'no questions at {paths[0]}: run {command} first')
     values = read_json(found[0])
-    values |= dict(statements=pd.DataFrame(values['statements']), log_prior=np.array(values['log_prior']))
+    values['statements'] = pd.DataFrame(values['statements'])
+    values['log_prior'] = np.array(values['log_prior'])
     if values['bias'] is not None: values['bias'] = np.array(values['bias'])
     return Questions(**values)
 
@@ -679,26 +686,20 @@ def difference_record(
     metric = 'AUROC macro, difference'
     return Record('ask', name, metric, i.value, i.low, i.high, len(test), seed, detail)
 
-# %% ../nbs/06_classify.ipynb #c023b585
-def calibration_records(
-    name: str,             # of the model
-    questions: Questions,  # calibrated
-    log_odds: np.ndarray,  # (N, 14) of the test studies
+# %% ../nbs/06_classify.ipynb #54818e61
+def calibration_record(
+    name: str,                  # of the model
+    probabilities: np.ndarray,  # (N, F)
     test: Cohort,
-    findings: list[int],   # indices into FINDINGS that are evaluated
-    detail: dict,          # of the records
-    seed: int = 0,         # of the bootstrap
-) -> list[Record]:
-    "Expected calibration error before and after calibration."
-    records = []
-    for labels_used, used in (('none', replace(questions, slope=1., bias=None)), ('validation', questions)):
-        probabilities = used.probabilities(log_odds)[:, findings]
-        statistic = calibration_error(test.labels[:, findings], probabilities)
-        i = bootstrap_interval(statistic, test.patients, seed=seed)
-        own = detail | dict(labels=labels_used, temperature=1 / max(used.slope, 1e-9))
-        metric = 'expected calibration error'
-        records.append(Record('ask', name, metric, i.value, i.low, i.high, len(test), seed, own))
-    return records
+    findings: list[int],        # (F,) indices into FINDINGS
+    detail: dict,               # of the record
+    seed: int = 0,              # of the bootstrap
+) -> Record:
+    "The expected calibration error on test patients."
+    statistic = calibration_error(test.labels[:, findings], probabilities)
+    i = bootstrap_interval(statistic, test.patients, seed=seed)
+    metric = 'expected calibration error'
+    return Record('ask', name, metric, i.value, i.low, i.high, len(test), seed, detail)
 
 # %% ../nbs/06_classify.ipynb #4b8c1df8
 PRIORS = 'other images', 'masked image'  # ways to remove the prior; the first is the default
@@ -709,27 +710,33 @@ class Asked:
     questions: dict[str, Questions]  # way to remove the prior → with its prior and calibration
     log_odds: dict[str, np.ndarray]  # way to remove the prior → (N, 14) of the test studies
 
-# %% ../nbs/06_classify.ipynb #3ce69162
-def ask_cohorts(
+# %% ../nbs/06_classify.ipynb #c19eb154
+def cohort_log_likelihood(
     model: ChexmixForCausalLM,
     processor: Processor,
-    masked: Questions,           # from `new_questions`, with the prior of the masked image
-    groups: dict[str, Cohort],   # valid and test
-    ratio: float,                # share of the codes masked
-    seed: int = 0,               # of masks
+    questions: Questions,
+    cohort: Cohort,
+    ratio: float,   # share of the codes masked
+    seed: int = 0,  # of masks
+) -> np.ndarray:    # (N, M) nats
+    "Log-likelihood of each statement after each study's image, masked by `study_masks`."
+    mask = study_masks(cohort.study_ids, cohort.codes.shape[1], ratio, seed)
+    return statement_log_likelihood(model, processor, questions, cohort.codes, mask)
+
+# %% ../nbs/06_classify.ipynb #489d773a
+def ask_test(
+    masked: Questions,   # from `new_questions`, with the prior of the masked image
+    valid: np.ndarray,   # (Nv, M) nats, `cohort_log_likelihood` of the validation studies
+    test: np.ndarray,    # (N, M) nats, of the test studies
+    labels: np.ndarray,  # (Nv, 14) of the validation studies, for calibration alone
 ) -> Asked:
-    "Ask about validation and test studies; priors and calibration are those of validation studies."
-    found = {}
-    for split in ('valid', 'test'):
-        c = groups[split]
-        mask = study_masks(c.study_ids, c.codes.shape[1], ratio, seed)
-        found[split] = statement_log_likelihood(model, processor, masked, c.codes, mask)
-    others = replace(masked, log_prior=log_mean_over_images(found['valid']))
+    "The answers about test studies; priors and calibration are those of validation studies."
+    others = replace(masked, log_prior=log_mean_over_images(valid))
     questions, log_odds = {}, {}
     for prior, asked in zip(PRIORS, (others, masked)):
-        slope, bias = fit_calibration(asked.log_odds(found['valid']), groups['valid'].labels)
+        slope, bias = fit_calibration(asked.log_odds(valid), labels)
         questions[prior] = replace(asked, slope=slope, bias=bias)
-        log_odds[prior] = asked.log_odds(found['test'])
+        log_odds[prior] = asked.log_odds(test)
     return Asked(questions, log_odds)
 
 # %% ../nbs/06_classify.ipynb #a17babe3
@@ -748,38 +755,55 @@ def rival_scores(
         shares = sampled_findings(model, processor, test.codes, mask, samples, seed)
         scores[f'{samples} sampled reports'] = shares
     if probe:
-        embeddings = embed(model, test.codes, mask, layers=[probe.layer], regions=probe.regions)[:, 0]
+        x = embed(model, test.codes, mask, layers=[probe.layer], regions=probe.regions)[:, 0]
         scores['probe'] = np.full((len(test), len(FINDINGS)), np.nan)
-        scores['probe'][:, probe.findings] = probe(embeddings.numpy())
+        scores['probe'][:, probe.findings] = probe(x.numpy())
     return scores
 
-# %% ../nbs/06_classify.ipynb #db226c76
+# %% ../nbs/06_classify.ipynb #6812d229
+def system_records(
+    name: str,                       # of the model
+    systems: dict[str, np.ndarray],  # system → (N, 14), NaN where it has no answer; ours first
+    test: Cohort,
+    detail: dict,                    # of the records
+    seed: int = 0,                   # of the bootstrap
+) -> tuple[list[Record], list[int]]:  # records; indices of the findings
+    """AUROC over the findings that all systems can answer, and ours minus each other one.
+
+    Raises `UserError` where there is no such finding.
+    """
+    answered = np.all([np.isfinite(scores).all(0) for scores in systems.values()], 0)
+    findings = np.flatnonzero(answered & evaluable(test.labels)).tolist()
+    if not findings: raise UserError('no finding has 2 positives and 2 negatives: give more test studies')
+    (ours, our_scores), records = next(iter(systems.items())), []
+    for system, scores in systems.items():
+        own = detail | dict(by=system, findings=len(findings))
+        is_ours = system == ours
+        records += test_records(name, findings, scores[:, findings], test, own, seed, is_ours, 'ask')
+        if is_ours: continue
+        both = our_scores[:, findings], scores[:, findings]
+        own = detail | dict(by=ours, minus=system)
+        records.append(difference_record(name, *both, test, findings, own, seed))
+    return records, findings
+
+# %% ../nbs/06_classify.ipynb #f0674480
 def ask_records(
     name: str,                       # of the model
     asked: Asked,
-    rivals: dict[str, np.ndarray],   # system → (N, 14)
+    rivals: dict[str, np.ndarray],   # from `rival_scores`
     test: Cohort,
     detail: dict,                    # of the records
     seed: int = 0,                   # of the bootstrap
 ) -> list[Record]:
-    "AUROC of asking and of its rivals over the findings that all can answer, differences, calibration."
-    systems = {f'asked, prior of {prior}': x for prior, x in asked.log_odds.items()} | rivals
-    answered = np.all([np.isfinite(scores).all(0) for scores in systems.values()], 0)
-    findings = np.flatnonzero(answered & evaluable(test.labels)).tolist()
-    if not findings: raise UserError('no finding has 2 positives and 2 negatives: ask about more test studies')
-    ours, *others = systems
-    records = []
-    for system, scores in systems.items():
-        own = detail | dict(by=system, findings=len(findings))
-        records += test_records(name, findings, scores[:, findings], test, own, seed, system == ours, 'ask')
-    for system in others:
-        own = detail | dict(by=ours, minus=system)
-        pair = systems[ours][:, findings], systems[system][:, findings]
-        records.append(difference_record(name, *pair, test, findings, own, seed))
-    for prior, questions in asked.questions.items():
-        own = detail | dict(by=f'asked, prior of {prior}')
-        log_odds = asked.log_odds[prior]
-        records += calibration_records(name, questions, log_odds, test, findings, own, seed)
+    "AUROC of asking and of its rivals, differences, and calibration errors without and with labels."
+    systems = {f'asked, prior of {prior}': scores for prior, scores in asked.log_odds.items()}
+    records, findings = system_records(name, systems | rivals, test, detail, seed)
+    for system, (prior, calibrated) in zip(systems, asked.questions.items()):
+        plain = replace(calibrated, slope=1., bias=None)
+        for labels, questions in (('none', plain), ('validation', calibrated)):
+            p = questions.probabilities(asked.log_odds[prior])[:, findings]
+            own = detail | dict(by=system, labels=labels, temperature=1 / max(questions.slope, 1e-9))
+            records.append(calibration_record(name, p, test, findings, own, seed))
     return records
 
 # %% ../nbs/06_classify.ipynb #e326f90f
@@ -800,7 +824,7 @@ def plot_ask(
     save_figure(fig, path, 150)
     return fig
 
-# %% ../nbs/06_classify.ipynb #acfb9e48
+# %% ../nbs/06_classify.ipynb #6140035b
 def ask_at_ratios(
     name: str,             # of the model, for the records
     model: ChexmixForCausalLM,
@@ -815,7 +839,9 @@ def ask_at_ratios(
     masked, test = new_questions(model, processor, statements), groups['test']
     records, asked = [], {}
     for ratio in progress(ratios, f'asking {name}, ratios'):
-        asked[ratio] = ask_cohorts(model, processor, masked, groups, ratio, seed)
+        likely = [cohort_log_likelihood(model, processor, masked, groups[split], ratio, seed)
+                  for split in ('valid', 'test')]
+        asked[ratio] = ask_test(masked, *likely, groups['valid'].labels)
         mask = study_masks(test.study_ids, test.codes.shape[1], ratio, seed)
         detail = dict(ratio=ratio, statements=len(masked.texts), valid=len(groups['valid']))
         records += ask_records(name, asked[ratio], rivals(mask), test, detail, seed)
@@ -825,7 +851,7 @@ def ask_at_ratios(
 def ask_statements(
     studies: Dataset,    # of a token store
     info: dict,          # of the studies
-    wordings: int = 24,  # see `choose_statements`
+    wordings: int = 16,  # see `choose_statements`
 ) -> pd.DataFrame:       # see `choose_statements`
     "Statements of the grammar for phantoms, else of the training reports."
     texts = grammar_reports() if info['synthetic'] else list(split_rows(studies, 'train')['text'])
@@ -842,7 +868,21 @@ def probe_of(
     probe = load_probe(folder, name)
     return probe if probe.model == fingerprint(model) else None
 
-# %% ../nbs/06_classify.ipynb #46037219
+# %% ../nbs/06_classify.ipynb #7f8af671
+def ask_cohorts(
+    studies: Dataset,  # of a token store
+    most: int,         # test studies, and as many of valid; 0 = all
+    seed: int = 0,     # of the sample
+) -> dict[str, Cohort]:  # valid, test
+    "The studies to ask about. Raises `UserError` where a split is empty."
+    groups = {}
+    for split in ('valid', 'test'):
+        rows = split_rows(studies, split, most, seed)
+        if not len(rows): raise UserError(f'no study is in the split {split}: give more studies')
+        groups[split] = cohort(rows)
+    return groups
+
+# %% ../nbs/06_classify.ipynb #c7c29188
 def evaluate_ask(
     folder: Path,       # of the run
     models=('stage1', 'stage2'),   # folders of the run
@@ -850,7 +890,7 @@ def evaluate_ask(
     most: int = 100,    # test studies, and as many of valid; 0 = all
     ratios=(0, .25, .5, .75, .9),  # shares of the image codes masked
     seed: int = 0,      # of masks, samples and bootstrap
-    wordings: int = 24, # see `choose_statements`
+    wordings: int = 16, # see `choose_statements`
     samples: int = 12,  # reports of each study for comparison; 0 = none
 ) -> list[Record]:
     """Ask every model at every ratio; saved as `results/ask.json` with pictures and the questions.
@@ -859,14 +899,12 @@ def evaluate_ask(
     """
     loaded = {name: load_model(folder, name) for name in models}
     studies, info = open_studies(folder, data)
-    groups = {split: cohort(split_rows(studies, split, most, seed)) for split in ('valid', 'test')}
-    for split, group in groups.items():
-        if not len(group): raise UserError(f'no study is in the split {split}: give more studies')
-    statements, records, test = ask_statements(studies, info, wordings), [], groups['test']
-    for name, (model, processor) in loaded.items():
-        probe = probe_of(folder, name, model)
-        rivals = partial(rival_scores, model, processor, test, probe=probe, samples=samples, seed=seed)
-        found, asked = ask_at_ratios(name, model, processor, statements, groups, ratios, rivals, seed)
+    groups = ask_cohorts(studies, most, seed)
+    statements, records = ask_statements(studies, info, wordings), []
+    for name, parts in loaded.items():
+        options = dict(probe=probe_of(folder, name, parts[0]), samples=samples, seed=seed)
+        rivals = partial(rival_scores, *parts, groups['test'], **options)
+        found, asked = ask_at_ratios(name, *parts, statements, groups, ratios, rivals, seed)
         records += found
         save_questions(folder, name, asked[min(ratios)].questions[PRIORS[0]])
         plt.close(plot_ask(found, folder/'figures'/f'ask_{name}.png'))
