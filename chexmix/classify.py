@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['STRENGTHS', 'PRIORS', 'Cohort', 'cohort', 'cohorts', 'evaluable', 'evaluable_findings', 'print_skipped',
            'model_features', 'pooling', 'Probe', 'fit_one', 'fit_probe', 'valid_score', 'sweep', 'test_records',
-           'score_system', 'save_probe', 'load_probe', 'classify', 'plot_findings', 'evaluate_classify',
+           'score_system', 'save_probe', 'saved_file', 'load_probe', 'classify', 'plot_findings', 'evaluate_classify',
            'report_sentences', 'grammar_reports', 'stated_findings', 'statements_about', 'choose_statements',
-           'statement_roles', 'Questions', 'statement_log_likelihood', 'log_mean_over_images', 'new_questions',
-           'ask_findings', 'sample_reports', 'sampled_findings', 'fit_calibration', 'calibration_error',
-           'plot_reliability', 'save_questions', 'load_questions', 'difference_record', 'calibration_record', 'Asked',
-           'cohort_log_likelihood', 'ask_test', 'rival_scores', 'system_records', 'ask_records', 'plot_ask',
-           'ask_at_ratios', 'ask_statements', 'probe_of', 'ask_cohorts', 'evaluate_ask']
+           'statement_roles', 'Questions', 'statement_log_likelihood', 'log_mean_over_images', 'masked_image',
+           'new_questions', 'ask_findings', 'sample_reports', 'sampled_findings', 'fit_calibration',
+           'calibration_error', 'plot_reliability', 'save_questions', 'load_questions', 'auroc_difference',
+           'ask_record', 'Asked', 'cohort_log_likelihood', 'ask_test', 'rival_scores', 'system_records', 'ask_records',
+           'plot_ask', 'ask_at_ratios', 'ask_statements', 'probe_of', 'ask_cohorts', 'evaluate_ask']
 
 # %% ../nbs/06_classify.ipynb #45f9b0a5
 import math
@@ -280,18 +280,28 @@ def save_probe(
     values = dict(findings=findings, model=fingerprint(model)) | weights
     write_json(Path(folder)/'classify'/f'{name}.json', asdict(probe) | values)
 
+# %% ../nbs/06_classify.ipynb #d5e57d66
+def saved_file(
+    folder: str | Path,  # of the run
+    name: str,           # stage1, stage2, …; '' = the last stage that has such a file
+    ending: str,         # of the file's name
+    way: str,            # how to make one
+) -> Path:
+    "A file in the folder `classify/` of a run. Raises `UserError`, with the way, where there is none."
+    stages = [name] if name else ['stage2', 'stage1']
+    paths = [Path(folder)/'classify'/f'{stage}{ending}' for stage in stages]
+    for path in paths:
+        if path.exists(): return path
+    raise UserError(f'nothing at {paths[0]}: run {way} first')
+
 # %% ../nbs/06_classify.ipynb #5ef267dc
 def load_probe(
     folder: str | Path,  # of the run
     name: str = '',      # stage1, stage2, …; '' = the last stage that has one
 ) -> Probe:
     "The probe that `evaluate_classify` saved. Raises `UserError` where there is none."
-    paths = [Path(folder)/'classify'/f'{stage}.json' for stage in ([name] if name else ['stage2', 'stage1'])]
-    found = [path for path in paths if path.exists()]
-    if not found:
-        command = f'`chexmix classify --run {Path(folder).name}` without images'
-        raise UserError(f'no probe at {paths[0]}: run 06_classify ({command}) first')
-    values = read_json(found[0])
+    way = f'06_classify (`chexmix classify --run {Path(folder).name}` without images)'
+    values = read_json(saved_file(folder, name, '.json', way))
     values['findings'] = [FINDINGS.index(finding) for finding in values['findings']]
     values |= dict(weight=np.array(values['weight']), bias=np.array(values['bias']))
     return Probe(**values)
@@ -493,6 +503,13 @@ def log_mean_over_images(
     "Log p(statement), estimated from N images."
     return logsumexp(log_likelihood, 0) - math.log(len(log_likelihood))
 
+# %% ../nbs/06_classify.ipynb #b11331f3
+def masked_image(
+    n_image: int,  # codes of an image
+) -> tuple[torch.Tensor, torch.Tensor]:  # codes (1, n); mask (1, n) bool
+    "An image of which every code is masked."
+    return torch.zeros(1, n_image, dtype=torch.long), torch.ones(1, n_image, dtype=torch.bool)
+
 # %% ../nbs/06_classify.ipynb #d1609814
 def new_questions(
     model: ChexmixForCausalLM,
@@ -505,9 +522,7 @@ def new_questions(
     "Questions for a model, with the prior of each statement. No label is used."
     no_prior = np.zeros(statements.text.nunique())
     questions = Questions(section, statements, no_prior, fingerprint(model))
-    if codes is None:
-        codes = torch.zeros(1, processor.layout.n_image, dtype=torch.long)
-        mask = torch.ones_like(codes, dtype=torch.bool)
+    if codes is None: codes, mask = masked_image(processor.layout.n_image)
     log_likelihood = statement_log_likelihood(model, processor, questions, codes, mask)
     return replace(questions, log_prior=log_mean_over_images(log_likelihood))
 
@@ -655,50 +670,34 @@ def load_questions(
     name: str = '',      # stage1, stage2, …; '' = the last stage that has some
 ) -> Questions:
     "The questions that `evaluate_ask` saved. Raises `UserError` where there are none."
-    stages = [name] if name else ['stage2', 'stage1']
-    paths = [Path(folder)/'classify'/f'{stage}_questions.json' for stage in stages]
-    found = [path for path in paths if path.exists()]
-    if not found:
-        command = f'`chexmix classify --ask --run {Path(folder).name}` without images'
-        raise UserError(f'no questions at {paths[0]}: run {command} first')
-    values = read_json(found[0])
+    way = f'`chexmix classify --ask --run {Path(folder).name}` without images'
+    values = read_json(saved_file(folder, name, '_questions.json', way))
     values['statements'] = pd.DataFrame(values['statements'])
     values['log_prior'] = np.array(values['log_prior'])
     if values['bias'] is not None: values['bias'] = np.array(values['bias'])
     return Questions(**values)
 
-# %% ../nbs/06_classify.ipynb #b1c3b600
-def difference_record(
-    name: str,             # of the model
-    ours: np.ndarray,      # (N, F) scores
-    theirs: np.ndarray,    # (N, F)
-    test: Cohort,
-    findings: list[int],   # (F,) indices into FINDINGS
-    detail: dict,          # of the record
-    seed: int = 0,         # of the bootstrap
-) -> Record:
-    "Macro AUROC of one system minus that of another on the same patients, paired."
-    labels = test.labels[:, findings]
+# %% ../nbs/06_classify.ipynb #8b34203a
+def auroc_difference(
+    labels: np.ndarray,  # (n, F) 1, 0 or NaN
+    ours: np.ndarray,    # (n, F) scores
+    theirs: np.ndarray,  # (n, F)
+):
+    "Macro AUROC of one system minus that of another, as a statistic for `bootstrap_interval`."
     first, second = (macro(weighted_auroc, labels, scores) for scores in (ours, theirs))
+    return lambda weights: first(weights) - second(weights)
 
-    def difference(weights): return first(weights) - second(weights)
-    i = bootstrap_interval(difference, test.patients, seed=seed)
-    metric = 'AUROC macro, difference'
-    return Record('ask', name, metric, i.value, i.low, i.high, len(test), seed, detail)
-
-# %% ../nbs/06_classify.ipynb #54818e61
-def calibration_record(
-    name: str,                  # of the model
-    probabilities: np.ndarray,  # (N, F)
+# %% ../nbs/06_classify.ipynb #da55b065
+def ask_record(
+    name: str,      # of the model
+    metric: str,
+    statistic,      # for `bootstrap_interval`
     test: Cohort,
-    findings: list[int],        # (F,) indices into FINDINGS
-    detail: dict,               # of the record
-    seed: int = 0,              # of the bootstrap
+    detail: dict,   # of the record
+    seed: int = 0,  # of the bootstrap
 ) -> Record:
-    "The expected calibration error on test patients."
-    statistic = calibration_error(test.labels[:, findings], probabilities)
+    "The record of a statistic on test patients, with its 95% interval."
     i = bootstrap_interval(statistic, test.patients, seed=seed)
-    metric = 'expected calibration error'
     return Record('ask', name, metric, i.value, i.low, i.high, len(test), seed, detail)
 
 # %% ../nbs/06_classify.ipynb #4b8c1df8
@@ -782,8 +781,9 @@ def system_records(
         records += test_records(name, findings, scores[:, findings], test, own, seed, is_ours, 'ask')
         if is_ours: continue
         both = our_scores[:, findings], scores[:, findings]
+        difference = auroc_difference(test.labels[:, findings], *both)
         own = detail | dict(by=ours, minus=system)
-        records.append(difference_record(name, *both, test, findings, own, seed))
+        records.append(ask_record(name, 'AUROC macro, difference', difference, test, own, seed))
     return records, findings
 
 # %% ../nbs/06_classify.ipynb #f0674480
@@ -802,8 +802,9 @@ def ask_records(
         plain = replace(calibrated, slope=1., bias=None)
         for labels, questions in (('none', plain), ('validation', calibrated)):
             p = questions.probabilities(asked.log_odds[prior])[:, findings]
+            error = calibration_error(test.labels[:, findings], p)
             own = detail | dict(by=system, labels=labels, temperature=1 / max(questions.slope, 1e-9))
-            records.append(calibration_record(name, p, test, findings, own, seed))
+            records.append(ask_record(name, 'expected calibration error', error, test, own, seed))
     return records
 
 # %% ../nbs/06_classify.ipynb #e326f90f
