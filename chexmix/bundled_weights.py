@@ -150,7 +150,7 @@ def pack_run(
     stage: str = 'stage2',
     reports: int = 200,        # synthetic training reports to choose among
 ) -> Path:
-    """Pack weights, probe, candidate reports and card of a run.
+    """Pack weights, probe, questions (where there are some), candidate reports and card of a run.
 
     Raises `UserError` where they are too large, not from synthetic studies or not evaluated.
     """
@@ -165,6 +165,8 @@ def pack_run(
         (part/'classify').mkdir()
         number = read_json(part/'settings.json')['stage']  # `load_probe` looks for the number
         shutil.copyfile(folder/'classify'/f'{stage}.json', part/'classify'/f'stage{number}.json')
+        questions = folder/'classify'/f'{stage}_questions.json'
+        if questions.exists(): shutil.copyfile(questions, part/'classify'/f'stage{number}_questions.json')
         (part/'reports.txt').write_text('\n'.join(texts) + '\n', encoding='utf-8')
         n_bytes = sum(path.stat().st_size for path in part.rglob('*') if path.is_file())
         facts['size_MB'] = round(n_bytes / 1e6, 1)

@@ -220,15 +220,19 @@ def evaluate(
 
 # %% ../nbs/14_cli.ipynb #ea437786
 def classify(args) -> int:
-    "Probabilities of findings for images; without images: evaluate probes on test patients."
-    from chexmix.classify import classify, evaluate_classify
-    if not args.images: return evaluate(args, evaluate_classify, ['AUROC macro'])
+    "Probabilities of findings for images, by a probe or by asking; without images: evaluate on test patients."
+    from chexmix.classify import ask_findings, classify, evaluate_ask, evaluate_classify
+    evaluation = evaluate_ask if args.ask else evaluate_classify
+    if not args.images: return evaluate(args, evaluation, ['AUROC macro'])
     found = opened(args)
-    if not found.probe:
-        raise UserError(f'no probe was fitted on {found.place}: '
-                        'run `chexmix classify` without images on a run of these weights first')
+    answer, learned = (ask_findings, found.questions) if args.ask else (classify, found.probe)
+    if not learned:
+        what = 'questions were prepared' if args.ask else 'probe was fitted'
+        words = 'chexmix classify --ask' if args.ask else 'chexmix classify'
+        raise UserError(f'no {what} for {found.place}: '
+                        f'run `{words}` without images on a run of these weights first')
     paths, images, failed = read_all(args.images, found.processor.image_size)
-    table = classify(found.model, found.processor, found.probe, images)
+    table = answer(found.model, found.processor, learned, images)
     table.insert(0, 'path', paths)
     table = table.round(3)
     print(table.T.to_string(header=False) if len(table) < 5 else table.to_csv(index=False))
@@ -458,7 +462,11 @@ def add_making_commands(commands):
 # %% ../nbs/14_cli.ipynb #92c04cd2
 def add_using_commands(commands):
     "Commands that use a model, or evaluate it."
-    add_use_options(command(commands, classify, 'chexmix classify chest.dcm', 'probability of each finding'))
+    example = 'chexmix classify chest.dcm   or   chexmix classify --ask chest.dcm'
+    p = add_use_options(command(commands, classify, example, 'probability of each finding'))
+    p.add_argument('--ask', action='store_true',
+                   help='by how likely the model finds sentences that affirm and deny each finding '
+                        '(default: by a probe that was fitted on labels)')
     example = 'chexmix inpaint chest.png --ratio 0.5 -o filled.png'
     p = add_use_options(command(commands, inpaint, example, 'mask a part and fill it in'))
     p.add_argument('--ratio', type=float, default=.5, help='share of image codes to mask (default: 0.5)')

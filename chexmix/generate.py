@@ -8,18 +8,20 @@ __all__ = ['AllowedIds', 'report_ids', 'PreallocatedLayer', 'preallocated_cache'
            'report_prompt', 'room_for_text', 'until_closing', 'generate_reports', 'sample_index', 'choose_codes',
            'guess_codes', 'n_still_masked', 'least_certain', 'fill_in_rounds', 'fill_left_to_right', 'fill_image',
            'pad_left', 'append_image', 'append_image_in_rounds', 'image_prompts', 'generate_images', 'image_cache',
-           'closed_texts', 'text_log_likelihood_after', 'text_log_likelihood', 'score_texts']
+           'closed_texts', 'text_log_likelihood_after', 'text_log_likelihood', 'score_texts', 'TextTree', 'text_tree',
+           'tree_log_likelihood', 'score_continuations']
 
 # %% ../nbs/model/generate.ipynb #89d52731
 import copy, itertools, math
 from contextlib import contextmanager, ExitStack
+from dataclasses import dataclass
 
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from transformers import LogitsProcessor, LogitsProcessorList, PhiForCausalLM
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .core import ids_to_codes, Layout, UserError
+from .core import ids_to_codes, Layout, progress, UserError
 from .model import attention_inputs, evaluating, image_prompt, is_text, token_losses
 
 # %% ../nbs/model/generate.ipynb #6884b419
@@ -474,10 +476,12 @@ def generate_images(
 # %% ../nbs/model/generate.ipynb #cdeffed0
 def image_cache(
     model: PhiForCausalLM,
-    codes: torch.Tensor,  # (B, n) image codes
+    codes: torch.Tensor,               # (B, n) image codes
+    mask: torch.Tensor | None = None,  # (B, n) bool, True = masked
+    *after: int,                       # ids that follow `I_e`, the same for all rows
 ) -> Cache:
-    "The key-value cache after `I_s codes I_e`."
-    prompt = image_prompt(model, codes, None, model.config.layout.image_end)
+    "The key-value cache after `I_s codes I_e`, and after what follows."
+    prompt = image_prompt(model, codes, mask, model.config.layout.image_end, *after)
     with evaluating(model): return model.model(prompt, use_cache=True).past_key_values
 
 # %% ../nbs/model/generate.ipynb #cfbec7b6
@@ -536,3 +540,83 @@ def score_texts(
         cache.batch_repeat_interleave(len(some))
         scores.append(text_log_likelihood_after(model, cache, some))
     return torch.cat(scores)
+
+# %% ../nbs/model/generate.ipynb #54434f8e
+@dataclass(frozen=True)
+class TextTree:
+    "Texts that share their beginnings; node 0 is the id before all of them."
+    ids: torch.Tensor     # (N,) of the nodes
+    parent: torch.Tensor  # (N,) node before each; of node 0 itself
+    path: torch.Tensor    # (N, N) bool, True where the column's node is on the way to the row's, or the same
+    ends: torch.Tensor    # (M,) last node of each text
+
+# %% ../nbs/model/generate.ipynb #31d8c914
+def text_tree(
+    texts: list[list[int]],  # M texts of text ids
+    root: int,               # the id before all of them
+) -> TextTree:
+    "The tree of some texts."
+    nodes, parent = {(): 0}, [0]
+    for text in texts:
+        for length in range(1, len(text) + 1):
+            beginning = tuple(text[:length])
+            if beginning in nodes: continue
+            nodes[beginning] = len(nodes)
+            parent.append(nodes[beginning[:-1]])
+    ids = [root, *(beginning[-1] for beginning in nodes if beginning)]
+    path = torch.eye(len(ids), dtype=torch.bool)
+    for node, before in enumerate(parent): path[node] |= path[before]
+    ends = [nodes[tuple(text)] for text in texts]
+    return TextTree(*map(torch.tensor, (ids, parent)), path, torch.tensor(ends))
+
+# %% ../nbs/model/generate.ipynb #74122425
+def tree_log_likelihood(
+    model: PhiForCausalLM,
+    cache: Cache,    # of B sequences, from `image_cache`; as long afterwards as before
+    tree: TextTree,  # its root follows what the cache holds
+) -> torch.Tensor:  # (B, M) nats
+    """Log-likelihood of each text after each sequence and the root.
+
+    Raises `UserError` where the longest text does not fit into the context."""
+    past, context = cache.get_seq_length(), model.config.max_position_embeddings
+    depth = tree.path.sum(1) - 1  # (N,)
+    if past + depth.max() >= context:
+        raise UserError(f'a text of {int(depth.max())} ids after {past + 1} others is longer than '
+                        f'the context of {context}: shorten the text')
+    batch, n_nodes, device = cache.layers[0].keys.shape[0], len(depth), model.device
+    ids = tree.ids.to(device).expand(batch, -1)                   # (B, N)
+    path, parent = tree.path.to(device), tree.parent[1:].to(device)
+    visible = F.pad(path, (past, 0), value=True)                  # (N, P+N)
+    with evaluating(model):
+        states = model.model(
+            ids, attention_mask=visible.expand(batch, 1, -1, -1), past_key_values=cache, use_cache=True,
+            position_ids=(past + depth).to(device).expand(batch, -1)).last_hidden_state  # (B, N, D)
+        cache.crop(-n_nodes)
+        losses = token_losses(model, states[:, parent].flatten(0, 1), ids[:, 1:].flatten())
+    on_path = path[tree.ends.to(device), 1:].float()              # (M, N-1)
+    return -losses.view(batch, -1) @ on_path.T
+
+# %% ../nbs/model/generate.ipynb #9b378809
+def score_continuations(
+    model: PhiForCausalLM,
+    codes: torch.Tensor,         # (N, n) image codes
+    mask: torch.Tensor | None,   # (N, n) bool, True = masked
+    beginning: list[int],        # text ids with which the report begins
+    texts: list[list[int]],      # M texts that may follow
+    batch: int = 16,             # images at once
+    chunk: int = 16,             # texts of one tree: more share more, but attend to more in vain
+) -> torch.Tensor:  # (N, M) nats, on the CPU
+    "Log-likelihood of each text after each image and the beginning of its report."
+    *before, root = model.config.layout.text_start, *beginning
+    order = sorted(range(len(texts)), key=lambda i: texts[i])  # neighbours share beginnings
+    parts = [order[start:start + chunk] for start in range(0, len(order), chunk)]
+    trees = [text_tree([texts[i] for i in part], root) for part in parts]
+    scores = torch.empty(len(codes), len(texts))
+    starts = range(0, len(codes), batch)
+    if len(starts) > 3: starts = progress(starts, 'likelihoods')
+    for start in starts:
+        rows = slice(start, start + batch)
+        cache = image_cache(model, codes[rows], None if mask is None else mask[rows], *before)
+        for part, tree in zip(parts, trees):
+            scores[rows, part] = tree_log_likelihood(model, cache, tree).cpu()
+    return scores

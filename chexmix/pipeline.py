@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from .batch_inference import embed_job, Job, read_texts, report_job, retrieve_job
 from .bundled_weights import BUNDLED
-from .classify import load_probe, Probe
+from .classify import load_probe, load_questions, Probe, Questions
 from .core import run_path, UserError
 from .embeddings import embed
 from .inpaint import fill_codes
@@ -83,14 +83,29 @@ def run(self: Opened) -> Path | None:
         if (folder/'store'/'info.json').exists(): return folder
 
 # %% ../nbs/inference/pipeline.ipynb #8e02f922
+@patch
+def saved(
+    self: Opened,
+    load,  # `load_probe` or `load_questions`
+):
+    "What was fitted on these very weights and saved with them, if anything."
+    folder = Path(self.place)
+    for place, name in ((folder, ''), (folder.parent, folder.name)):
+        try: found = load(place, name)
+        except UserError: continue
+        if found.model == fingerprint(self.model): return found
+
+# %% ../nbs/inference/pipeline.ipynb #8030a2aa
 @patch(as_prop=True)
 def probe(self: Opened) -> Probe | None:
     "The probe of these weights, if one was fitted."
-    folder = Path(self.place)
-    for place, name in ((folder, ''), (folder.parent, folder.name)):
-        try: found = load_probe(place, name)
-        except UserError: continue
-        if found.model == fingerprint(self.model): return found
+    return self.saved(load_probe)
+
+# %% ../nbs/inference/pipeline.ipynb #10fa55ce
+@patch(as_prop=True)
+def questions(self: Opened) -> Questions | None:
+    "The questions for these weights, if some were prepared."
+    return self.saved(load_questions)
 
 # %% ../nbs/inference/pipeline.ipynb #ca6419b5
 def open_trained(

@@ -1,0 +1,124 @@
+"Asking a model about findings: what it has learned comes out, and test studies and labels stay outside."
+from dataclasses import replace
+
+import numpy as np, pandas as pd, pytest, torch
+
+from chexmix.classify import (
+    ask_at_ratios, ask_findings, choose_statements, Cohort, new_questions, statement_log_likelihood)
+from chexmix.cli import main
+from chexmix.core import rng, UserError
+from chexmix.metrics import weighted_auroc
+from chexmix.model import causal_loss, select_targets
+from chexmix.pretrain import load_model
+from chexmix.processor import collate
+from chexmix.report_text import FINDINGS
+
+EDEMA = FINDINGS.index('Edema')
+STATEMENTS = pd.DataFrame(
+    [('Edema', True, 'There is pulmonary edema.'), ('Edema', False, 'No pulmonary edema.'),
+     ('Pleural Effusion', True, 'Large left pleural effusion.'),
+     ('Pleural Effusion', False, 'No pleural effusion.')],
+    columns=['finding', 'affirms', 'text'])
+
+
+@pytest.fixture(scope='module')
+def parts(tiny_run): return load_model(tiny_run, 'stage2')  # model, processor
+
+
+def random_codes(n, processor, seed=0):
+    layout = processor.layout
+    return torch.randint(layout.n_codes, (n, layout.n_image), generator=rng(seed, 'codes'))
+
+
+def random_cohort(n, processor, seed):
+    labels = np.random.default_rng(seed).integers(0, 2, (n, len(FINDINGS))).astype(float)
+    ids = [f'{seed}-{i}' for i in range(n)]
+    return Cohort(ids, np.array(ids), ids, random_codes(n, processor, seed), labels)
+
+
+def test_what_was_learned_by_heart_is_answered(tiny_run):
+    model, processor = load_model(tiny_run, 'stage2')
+    codes = random_codes(6, processor)
+    has_edema = torch.tensor([1, 0, 0, 1, 1, 0])
+    texts = ['There is pulmonary edema.' if x else 'No pulmonary edema.' for x in has_edema]
+    ids = [processor.text_tokenizer.encode(f'FINDINGS: {text}') for text in texts]
+    rows = [dict(codes=c, text_ids=i) for c, i in zip(codes, ids)]
+    batch = collate(rows, processor.layout)['input_ids']
+    targets = select_targets(batch, None, processor.layout)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        loss, _ = causal_loss(model, batch, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for others in (None, random_codes(5, processor, seed=1)):
+        questions = new_questions(model.eval(), processor, STATEMENTS, codes=others)
+        answers = ask_findings(model, processor, questions, codes)['Edema'].to_numpy()
+        assert weighted_auroc(has_edema.numpy(), answers)(np.ones((1, 6)))[0] == 1
+
+
+def test_each_image_is_answered_for_itself(parts):
+    model, processor = parts
+    codes = random_codes(19, processor)
+    questions = new_questions(model, processor, STATEMENTS)
+    together = ask_findings(model, processor, questions, codes)
+    alone = pd.concat([ask_findings(model, processor, questions, codes[[i]]) for i in (0, 15, 18)])
+    assert np.allclose(together.iloc[[0, 15, 18]], alone, atol=1e-4)
+
+
+def test_masked_codes_cannot_matter(parts):
+    model, processor = parts
+    codes = random_codes(3, processor)
+    mask = torch.rand(codes.shape, generator=rng('mask')) < .5
+    other = torch.where(mask, (codes + 1) % processor.layout.n_codes, codes)
+    questions = new_questions(model, processor, STATEMENTS)
+    log_likelihood = [statement_log_likelihood(model, processor, questions, x, mask) for x in (codes, other)]
+    assert np.array_equal(*log_likelihood)
+
+
+def test_a_common_wording_is_no_evidence(parts):
+    "A statement that is likelier after every image changes neither log-odds nor order: its prior cancels it."
+    model, processor = parts
+    questions = new_questions(model, processor, STATEMENTS)
+    log_likelihood = np.random.default_rng(0).normal(size=(5, 4))
+    shift = np.array([3., 0, -2, 1])
+    shifted = replace(questions, log_prior=questions.log_prior + shift).log_odds(log_likelihood + shift)
+    assert np.allclose(shifted, questions.log_odds(log_likelihood), equal_nan=True)
+
+
+def test_test_studies_and_labels_stay_outside(parts):
+    "Other test studies change no question, and other labels (calibration aside) no answer."
+    model, processor = parts
+    valid = random_cohort(12, processor, 0)
+    relabelled = replace(valid, labels=1 - valid.labels)
+
+    def ask(valid, seed):
+        groups = dict(valid=valid, test=random_cohort(12, processor, seed))
+        return ask_at_ratios('x', model, processor, STATEMENTS, groups, [.5], lambda mask: {})[1][.5]
+
+    first, other_test, other_labels = ask(valid, 1), ask(valid, 2), ask(relabelled, 1)
+    for prior, questions in first.questions.items():
+        kept = other_test.questions[prior]
+        assert np.array_equal(questions.log_prior, kept.log_prior) and questions.slope == kept.slope
+        assert np.array_equal(questions.bias, kept.bias)
+        pair = first.log_odds[prior], other_labels.log_odds[prior]
+        assert np.array_equal(*pair, equal_nan=True)
+
+
+def test_statements_state_one_finding_alone():
+    from collections import Counter
+    table = choose_statements(Counter({'Edema and effusion.': 9, 'Edema.': 1, 'Possible edema.': 7,
+                                       'No edema or effusion.': 8, 'No edema.': 2, 'PA view.': 50}), 1)
+    of_edema = table[table.finding == 'Edema']
+    assert list(of_edema.text) == ['Edema.', 'No edema.']
+    with pytest.raises(UserError, match='affirms'): choose_statements(Counter({'Possible edema.': 3}))
+
+
+def test_command_without_questions(tiny_run, tmp_path, capsys):
+    "Weights for which nothing was prepared: one line that names the way."
+    import shutil
+    weights = shutil.copytree(tiny_run/'stage1', tmp_path/'weights')
+    image = next((tiny_run/'phantoms').rglob('*.png'))
+    assert main(['classify', '--ask', str(image), '--model', str(weights)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'no questions were prepared' in error and '--ask' in error
