@@ -13,7 +13,8 @@ __all__ = ['WORDS', 'TREES', 'ENTRANCE_FLUENCE', 'PIXEL_APERTURE', 'generator', 
            'arm_thickness', 'gas_shapes', 'bowel_gas', 'fissure_shapes', 'fissure_thickness', 'body_thickness',
            'vessel_thickness', 'path_lengths', 'transmission', 'enlarge', 'quantum_noise', 'point_spread',
            'detector_signal', 'render_text', 'stamp_text', 'collimator_opening', 'stamp_marker_and_words',
-           'process_film', 'tone_curve', 'display_levels', 'render_radiograph']
+           'process_film', 'tone_curve', 'display_window', 'display_levels', 'average_down', 'expose',
+           'render_radiograph']
 
 # %% ../nbs/phantom/anatomy.ipynb #25f089d0
 import hashlib, math
@@ -335,6 +336,7 @@ def break_line(
     i: int,              # which line
     at: float,           # 0…1 along it
     step: float,         # cm by which the outer part is moved
+    density: float = .08,  # of what is left in the gap, 1 = unbroken
 ):
     "Break a bone: a gap, and the outer part moved down and in."
     n = lines.shape[1]
@@ -342,7 +344,7 @@ def break_line(
     gap = max(1, round(.22 / np.linalg.norm(lines[i, n // 2] - lines[i, n // 2 - 1])))
     direction = np.array([-.25 * np.sign(lines[i, j, 0]), 1., 0])
     lines[i, j:] += direction * step * np.exp(-np.arange(n - j) / (.45 * n))[:, None]
-    weight[i, max(j - gap, 0):j + gap] = .08
+    weight[i, max(j - gap, 0):j + gap] = density
 
 # %% ../nbs/phantom/anatomy.ipynb #d7e257c0
 def blade_lines(anatomy: Anatomy, lying: bool) -> dict:  # name → (m, 3) control points
@@ -765,14 +767,14 @@ def quantum_noise(camera: Camera, exam: Exam, photons: np.ndarray) -> np.ndarray
     fluence = np.float32(ENTRANCE_FLUENCE * exam.dose)
     return noise * np.sqrt(photons / fluence) / np.float32(camera.pixel_size)
 
-# %% ../nbs/phantom/anatomy.ipynb #f8c08053
+# %% ../nbs/phantom/anatomy.ipynb #cc3afdee
 PIXEL_APERTURE = .48  # standard deviation in pixels of the Gaussian that stands for a pixel's area
 
 def point_spread(camera: Camera, exam: Exam) -> float:  # standard deviation, in pixels
     "How far a point is spread: by the detector, and by the area over which a pixel counts."
     return math.hypot(exam.blur / camera.pixel_size, PIXEL_APERTURE)
 
-# %% ../nbs/phantom/anatomy.ipynb #b07f7c8c
+# %% ../nbs/phantom/anatomy.ipynb #db9be929
 def detector_signal(
     camera: Camera,
     exam: Exam,
@@ -861,20 +863,51 @@ def tone_curve(exam: Exam, grey: np.ndarray) -> np.ndarray:  # (H, W) 0…1
     grey = np.float32(exam.low) + np.float32(exam.high - exam.low) * grey
     return np.clip(grey, 0, 1)**np.float32(exam.gamma)
 
+# %% ../nbs/phantom/anatomy.ipynb #d2054104
+def display_window(
+    film: np.ndarray,  # (H, W), processed
+) -> np.ndarray:  # (2,)
+    "The levels of a processed film that become the greys of lungs and mediastinum."
+    n = len(film) // 7
+    return np.percentile(film[n:-n:3, n:-n:3], [4, 95]).astype(np.float32)
+
 # %% ../nbs/phantom/anatomy.ipynb #7edd10d9
 def display_levels(
     camera: Camera,
     exam: Exam,
     film: np.ndarray,  # (H, W)
+    window=None,       # of another film, as `display_window` gives it; None: the film's own
 ) -> np.ndarray:  # (H, W) 0…1
     "Grey levels of a film."
-    n = camera.size // 7
     film = process_film(camera, exam, film)
-    low, high = np.percentile(film[n:-n:3, n:-n:3], [4, 95]).astype(np.float32)
+    low, high = display_window(film) if window is None else window
     grey = tone_curve(exam, (film - low) / (high - low))
     stamp_marker_and_words(grey, exam)
     opening = collimator_opening(camera, exam)
     return grey if opening is None else grey * opening + .02 * (1 - opening)
+
+# %% ../nbs/phantom/anatomy.ipynb #6cdad1c8
+def average_down(
+    image: np.ndarray,  # (n, n), n a multiple of `size`
+    size: int,          # pixels on each side
+) -> np.ndarray:  # (size, size)
+    "An image made smaller by averaging squares of pixels."
+    factor = len(image) // size
+    return image if factor == 1 else image.reshape(size, factor, size, factor).mean((1, 3))
+
+# %% ../nbs/phantom/anatomy.ipynb #81c817c9
+def expose(
+    anatomy: Anatomy,
+    exam: Exam,
+    size: int,
+    change=None,  # what is done to the chest before it is exposed: a function of the chest
+) -> tuple[Camera, tuple, np.ndarray]:  # camera, path lengths (three of (H, W) cm), film (H, W)
+    "Expose a patient. Below 128 pixels the film is larger, a multiple of `size`."
+    factor = max(1, -(-128 // size))
+    chest = chest_for(anatomy, exam, size * factor)
+    if change: change(chest)
+    paths = path_lengths(chest)
+    return chest.camera, paths, detector_signal(chest.camera, exam, *paths)
 
 # %% ../nbs/phantom/anatomy.ipynb #cde3d693
 def render_radiograph(
@@ -884,10 +917,5 @@ def render_radiograph(
     change=None,  # what is done to the chest before it is rendered: a function of the chest
 ) -> np.ndarray:  # (size, size) float32 in 0…1
     "Render a radiograph. Below 128 pixels it is rendered at 128 or more and averaged."
-    factor = max(1, -(-128 // size))
-    chest = chest_for(anatomy, exam, size * factor)
-    if change: change(chest)
-    film = detector_signal(chest.camera, exam, *path_lengths(chest))
-    grey = display_levels(chest.camera, exam, film)
-    if factor > 1: grey = grey.reshape(size, factor, size, factor).mean((1, 3))
-    return grey.astype(np.float32)
+    camera, _, film = expose(anatomy, exam, size, change)
+    return average_down(display_levels(camera, exam, film), size).astype(np.float32)

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'RENDERERS', 'RENDERED_FIRST', 'CARINA', 'DEVICE_PATHS', 'SCENES', 'NORMAL', 'KINDS', 'HEDGED', 'VISITS',
-           'CHRONIC', 'Finding', 'renders', 'change_with_findings', 'altered_anatomy', 'render', 'render_cardiomegaly',
-           'render_mediastinum', 'render_effusion', 'render_pneumothorax', 'add_pleural_thickening',
-           'add_pleural_plaques', 'render_pleura', 'patch_shapes', 'lobe_segment', 'render_consolidation',
-           'render_pneumonia', 'render_opacity', 'kerley_lines', 'render_edema', 'render_collapsed_lobe',
-           'render_atelectasis', 'render_lesion', 'render_fracture', 'cava_path', 'endotracheal_path',
-           'nasogastric_path', 'central_line_path', 'picc_path', 'chest_tube_path', 'sternotomy_paths', 'lead_paths',
-           'device_paths', 'render_device', 'Scene', 'measured_size', 'side_and_site', 'sample_finding',
-           'sample_first_visit', 'without_needless_drains', 'visit_of', 'progress_finding', 'next_visit',
-           'sample_findings', 'labels_of']
+           'CHRONIC', 'Finding', 'renders', 'change_with_findings', 'altered_anatomy', 'render', 'changed_pixels',
+           'render_pair', 'render_cardiomegaly', 'render_mediastinum', 'render_effusion', 'render_pneumothorax',
+           'add_pleural_thickening', 'add_pleural_plaques', 'render_pleura', 'patch_shapes', 'lobe_segment',
+           'render_consolidation', 'render_pneumonia', 'render_opacity', 'kerley_lines', 'render_edema',
+           'render_collapsed_lobe', 'render_atelectasis', 'render_lesion', 'render_fracture', 'cava_path',
+           'endotracheal_path', 'nasogastric_path', 'central_line_path', 'picc_path', 'chest_tube_path',
+           'sternotomy_paths', 'lead_paths', 'device_paths', 'render_device', 'Scene', 'measured_size', 'side_and_site',
+           'sample_finding', 'sample_first_visit', 'without_needless_drains', 'visit_of', 'progress_finding',
+           'next_visit', 'sample_findings', 'labels_of']
 
 # %% ../nbs/phantom/pathology.ipynb #3572ccb7
 import math
@@ -22,7 +22,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from .anatomy import (
-    Anatomy, break_line, Chest, Exam, generator, lung_shapes, render_radiograph, rib_cage)
+    Anatomy, average_down, break_line, Chest, display_levels, display_window, Exam, expose, generator,
+    lung_shapes, process_film, render_radiograph, rib_cage)
 from .core import UserError
 from .projection import (
     crossing, halfspace, make_tubes, random_field, render_tubes, rotation, Segment, smooth_curves, thickness)
@@ -147,6 +148,7 @@ def change_with_findings(
     findings: list[Finding],
     key: tuple,  # names the random positions
     boxed: list,  # receives the findings with their boxes
+    absent=(),   # numbers of findings that are left out; the others stay where they are
 ):
     """A function that puts findings into a chest, for `render_radiograph`.
 
@@ -154,12 +156,12 @@ def change_with_findings(
     unknown = [finding.name for finding in findings if finding.name not in RENDERERS]
     if unknown:
         raise UserError(f'cannot draw {unknown[0]!r}: choose one of {", ".join(sorted(RENDERERS))}')
-    order = sorted(enumerate(findings), key=lambda item: item[1].name not in RENDERED_FIRST)
+    present = [(i, finding) for i, finding in enumerate(findings) if i not in absent]
     def change(chest: Chest):
         boxes = {}
-        for i, finding in order:
+        for i, finding in sorted(present, key=lambda item: item[1].name not in RENDERED_FIRST):
             boxes[i] = RENDERERS[finding.name](chest, finding, generator(*key, 'place', i))
-        boxed[:] = [replace(finding, box=boxes[i]) for i, finding in enumerate(findings)]
+        boxed[:] = [replace(finding, box=boxes[i]) for i, finding in present]
     return change
 
 # %% ../nbs/phantom/pathology.ipynb #fb876b50
@@ -199,6 +201,38 @@ def render(
     boxed = []
     change = change_with_findings(list(findings), key, boxed)
     return render_radiograph(altered_anatomy(anatomy, findings), exam, size, change), boxed
+
+# %% ../nbs/phantom/pathology.ipynb #e7397b1e
+def changed_pixels(
+    before: tuple,  # path lengths of soft tissue, bone and metal, three of (H, W) cm
+    after: tuple,   # likewise
+    size: int,      # pixels on each side of the answer
+) -> np.ndarray:    # (size, size) bool
+    "Where rays run through something else than before, by .1 mm or more."
+    change = sum(np.abs(a - b) for a, b in zip(before, after))
+    factor = len(change) // size
+    return (change > .01).reshape(size, factor, size, factor).any((1, 3))
+
+# %% ../nbs/phantom/pathology.ipynb #e69a51f7
+def render_pair(
+    anatomy: Anatomy,
+    exam: Exam,
+    size: int,                # pixels on each side
+    findings: list[Finding],
+    absent,                   # numbers of the findings that the second picture lacks
+    key: tuple = (0,),        # names the random positions
+) -> tuple[list, list, np.ndarray]:
+    "Two radiographs, the findings of each with their boxes, and which pixels change; (size, size) each."
+    films, paths, boxed = [], [], [[], []]
+    for left_out, boxes in zip(((), absent), boxed):
+        change = change_with_findings(findings, key, boxes, left_out)
+        left = [finding for i, finding in enumerate(findings) if i not in left_out]
+        camera, lengths, film = expose(altered_anatomy(anatomy, left), exam, size, change)
+        films.append(film)
+        paths.append(lengths)
+    window = display_window(process_film(camera, exam, films[0]))
+    images = [average_down(display_levels(camera, exam, film, window), size) for film in films]
+    return [image.astype(np.float32) for image in images], boxed, changed_pixels(*paths, size)
 
 # %% ../nbs/phantom/pathology.ipynb #946337aa
 @renders('Cardiomegaly')
