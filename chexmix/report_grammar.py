@@ -116,7 +116,7 @@ NOUNS = {
 # %% ../nbs/phantom/report_grammar.ipynb #7ce7d7a7
 def word_for_severity(finding: Finding, words: tuple):
     "The word, out of three, for a severity."
-    return words[min(int(finding.severity * 3), 2)]
+    return words[min(int(finding.amount * 3), 2)]
 
 # %% ../nbs/phantom/report_grammar.ipynb #365aa7c7
 def length_in_words(cm: float, uniform) -> str:
@@ -139,7 +139,7 @@ def location_of(finding: Finding) -> str:
 def size_of(finding: Finding) -> float:  # cm
     "The size of a finding, or what is typical of its severity; 0 where it has none."
     typical = {'Consolidation': 5 + 5 * finding.severity, 'Lung Opacity': 5 + 4 * finding.severity}
-    return finding.size or typical.get(finding.name, 0)
+    return finding.size or typical.get(finding.name, 0) * finding.scale
 
 # %% ../nbs/phantom/report_grammar.ipynb #3c6860ee
 def slots_of(finding: Finding, uniform, ratio: float) -> dict:  # slot → words, templates themselves
@@ -369,7 +369,7 @@ def impression_phrases(
         phrases[i] = sentence_case(hedge + noun_phrase(finding, uniform, ratio)) + '.'
     return phrases
 
-# %% ../nbs/phantom/report_grammar.ipynb #be040014
+# %% ../nbs/phantom/report_grammar.ipynb #36a600a2
 def join_phrases(
     phrases: list[str],
     numbered: bool,
@@ -410,7 +410,7 @@ def add_normal_sentences(
         lines.append((None, line))
         n_words += len(line.split())
 
-# %% ../nbs/phantom/report_grammar.ipynb #328cb411
+# %% ../nbs/phantom/report_grammar.ipynb #0fae6424
 @dataclass(frozen=True)
 class ReportParts:
     "A report before it is put together. Findings are named by their number in the study."
@@ -431,7 +431,7 @@ def organ_labels(
     if style != 'system': return {}
     return {organ: expand(ORGAN_LABELS[organ], uniform) + ': ' for organ, lines in sentences.items() if lines}
 
-# %% ../nbs/phantom/report_grammar.ipynb #9cf702ca
+# %% ../nbs/phantom/report_grammar.ipynb #402e5b53
 def join_parts(parts: ReportParts) -> tuple[str, str]:  # findings section, impression section
     "A report."
     lines = [parts.head] if parts.head else []
@@ -461,7 +461,7 @@ def report_parts(
     normal = '' if phrases else expand(NORMAL_IMPRESSION, uniform)
     return ReportParts(head, labels, sentences, phrases, numbered, normal)
 
-# %% ../nbs/phantom/report_grammar.ipynb #388e718e
+# %% ../nbs/phantom/report_grammar.ipynb #0cf626ea
 def write_report(
     findings: list[Finding],
     exam: Exam,
@@ -472,7 +472,7 @@ def write_report(
     "The report of a study: organ by organ, then what matters."
     return join_parts(report_parts(findings, exam, uniform, ratio, max_words))
 
-# %% ../nbs/phantom/report_grammar.ipynb #c7e98bb3
+# %% ../nbs/phantom/report_grammar.ipynb #4e02284e
 def without_in_organ(
     lines: list[tuple],  # (number of the finding or None, sentence) of an organ
     organ: str,
@@ -489,7 +489,7 @@ def without_in_organ(
     if not line: return left
     return [(i, sentence) for i, sentence in left if i is not None] + [(None, line)]
 
-# %% ../nbs/phantom/report_grammar.ipynb #ddcf7465
+# %% ../nbs/phantom/report_grammar.ipynb #7643087a
 def parts_without(
     parts: ReportParts,
     findings: list[Finding],  # all

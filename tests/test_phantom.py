@@ -113,3 +113,33 @@ def test_the_report_says_the_same_of_all_other_findings(name):
 def test_unknown_finding_is_named():
     with pytest.raises(UserError, match='Gallstones'): counterfactual_pair(0, 0, 64, 'Gallstones')
     with pytest.raises(UserError, match='No Finding'): counterfactual_pair(0, 0, 64, 'No Finding')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_dial_makes_a_finding_plainer_and_leaves_all_else(name):
+    "The picture without it stays, the change of the picture grows, and both ends of the dial can be drawn."
+    pairs = [counterfactual_pair(6, 2, 64, name, strength=strength) for strength in (.1, 1., 2.)]
+    weak, usual, strong = (np.square(p.present.image - p.absent.image).sum() for p in pairs)
+    assert weak < usual < strong
+    for pair in pairs: assert np.isfinite(pair.present.image).all()
+    assert (counterfactual_pair(6, 2, 64, name).present.image == pairs[1].present.image).all()
+
+
+def test_report_follows_the_dial():
+    def sizes(strength):
+        studies = [make_phantom(0, k, 64, with_image=False, strength=strength) for k in range(60)]
+        found = [one for study in studies for one in study.findings]
+        return np.array([one.size for one in found if one.name == 'Lung Lesion'])
+    half, usual = sizes(.5), sizes(1.)
+    assert len(usual) > 3 and np.allclose(half, usual * .5**.5, atol=.09)  # both are rounded
+    for k in range(60):
+        study = make_phantom(0, k, 64, with_image=False, strength=2.)
+        for one in study.findings:
+            if one.name != 'Lung Lesion': continue
+            words = f'{one.size:.1f} cm', f'{10 * one.size:.0f} mm'
+            assert any(x in study.findings_text for x in words)
+
+
+def test_dial_has_ends():
+    for strength in (0., 7., float('nan')):
+        with pytest.raises(UserError, match='strength'): make_phantom(0, 4, 64, strength=strength)
