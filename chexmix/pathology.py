@@ -11,9 +11,9 @@ __all__ = ['SIDES', 'RENDERERS', 'RENDERED_FIRST', 'CARINA', 'DEVICE_PATHS', 'SC
            'render_pneumonia', 'render_opacity', 'kerley_lines', 'render_edema', 'render_collapsed_lobe',
            'render_atelectasis', 'render_lesion', 'render_fracture', 'cava_path', 'endotracheal_path',
            'nasogastric_path', 'central_line_path', 'picc_path', 'chest_tube_path', 'sternotomy_paths', 'lead_paths',
-           'device_paths', 'render_device', 'Scene', 'measured_size', 'at_strength', 'side_and_site', 'sample_finding',
-           'sample_first_visit', 'without_needless_drains', 'visit_of', 'progress_finding', 'next_visit',
-           'sample_findings', 'labels_of']
+           'device_paths', 'render_device', 'Scene', 'measured_size', 'check_strength', 'at_strength', 'side_and_site',
+           'sample_finding', 'sample_first_visit', 'without_needless_drains', 'visit_of', 'progress_finding',
+           'next_visit', 'sample_findings', 'labels_of']
 
 # %% ../nbs/phantom/pathology.ipynb #3572ccb7
 import math
@@ -174,7 +174,7 @@ def change_with_findings(
         boxed[:] = [replace(finding, box=boxes[i]) for i, finding in present]
     return change
 
-# %% ../nbs/phantom/pathology.ipynb #6c771837
+# %% ../nbs/phantom/pathology.ipynb #8c554a59
 def strengthened(
     factor: float,    # by which a finding changes a length
     finding: Finding,
@@ -221,7 +221,7 @@ def render(
     change = change_with_findings(list(findings), key, boxed)
     return render_radiograph(altered_anatomy(anatomy, findings), exam, size, change), boxed
 
-# %% ../nbs/phantom/pathology.ipynb #04f0dab3
+# %% ../nbs/phantom/pathology.ipynb #766d9592
 def changed_pixels(
     before: tuple,  # path lengths of soft tissue, bone and metal, three of (H, W) cm
     after: tuple,   # likewise
@@ -232,7 +232,7 @@ def changed_pixels(
     factor = len(change) // size
     return (change > .01).reshape(size, factor, size, factor).any((1, 3))
 
-# %% ../nbs/phantom/pathology.ipynb #731f380e
+# %% ../nbs/phantom/pathology.ipynb #fc8ff9de
 def render_pair(
     anatomy: Anatomy,
     exam: Exam,
@@ -289,7 +289,7 @@ def render_effusion(chest: Chest, finding: Finding, random: np.random.Generator)
         corners += [(side * 2.5 * w, level - 3.5, 0), (side * 13 * w, low + 4.5, 0)]
     return chest.box(*corners)
 
-# %% ../nbs/phantom/pathology.ipynb #d434faca
+# %% ../nbs/phantom/pathology.ipynb #836f5297
 def pneumothorax_gap(finding: Finding) -> float:  # cm
     "By how much the lung has shrunk away from the ribs; at most 6 cm."
     return min((.35 + 1.0 * finding.severity + 2.2 * finding.severity**2) * finding.strength, 6.)
@@ -722,16 +722,21 @@ def measured_size(
     if kind == 'endotracheal tube': return round(1. + 6 * uniform, 1)
     return round(4. * uniform, 1) if kind in ('central line', 'PICC') else 0.
 
-# %% ../nbs/phantom/pathology.ipynb #b637a23e
+# %% ../nbs/phantom/pathology.ipynb #6a32c204
 WEAKEST, STRONGEST = .1, 2.
 
+def check_strength(strength: float):  # 1 = as sampled
+    "Raises `UserError` beyond the dial's ends."
+    if WEAKEST <= strength <= STRONGEST: return
+    raise UserError(f'no such strength of findings: {strength}; choose {WEAKEST} to {STRONGEST}')
+
+# %% ../nbs/phantom/pathology.ipynb #020dbb88
 def at_strength(
     finding: Finding,
     strength: float,  # 1 = as sampled; less is fainter and smaller, more plainer and larger
 ) -> Finding:
     "A finding with its dial turned. Raises `UserError` beyond the dial's ends."
-    if not WEAKEST <= strength <= STRONGEST:
-        raise UserError(f'no such strength of findings: {strength}; choose {WEAKEST} to {STRONGEST}')
+    check_strength(strength)
     if strength == finding.strength: return finding
     turned = replace(finding, strength=strength)
     if finding.name not in ('Lung Lesion', 'Pneumothorax'): return turned

@@ -30,10 +30,10 @@ from .anatomy import Anatomy, Exam, generator, sample_anatomy, sample_exam
 from .core import atomic, ensure_settings, progress, UserError
 from .data import MANIFEST_COLUMNS
 from .pathology import (
-    altered_anatomy, at_strength, Finding, labels_of, render, render_pair, RENDERERS, sample_finding,
-    sample_findings, visit_of, VISITS)
+    altered_anatomy, at_strength, check_strength, Finding, labels_of, render, render_pair, RENDERERS,
+    sample_finding, sample_findings, visit_of, VISITS)
 from .report_grammar import (
-    cardiothoracic_ratio, join_parts, parts_without, report_parts, ReportParts)
+    cardiothoracic_ratio, join_parts, parts_without, PlainWording, report_parts, ReportParts)
 from .report_text import FINDINGS
 
 # %% ../nbs/02_phantom.ipynb #1592a4cc
@@ -65,7 +65,7 @@ def check_size_and_view(
     if view not in ('', 'PA', 'AP', 'LATERAL'):
         raise UserError(f'no such view: {view}; choose one of PA, AP, LATERAL')
 
-# %% ../nbs/02_phantom.ipynb #ec048c2a
+# %% ../nbs/02_phantom.ipynb #1ca10c69
 def study_findings(
     seed: int,
     k: int,  # number of the study
@@ -75,30 +75,35 @@ def study_findings(
     findings, supine = sample_findings(seed, k)
     return [at_strength(finding, strength) for finding in findings], supine
 
-# %% ../nbs/02_phantom.ipynb #b3aff3ec
+# %% ../nbs/02_phantom.ipynb #b5be50e6
 def check_finding(name: str):
     "Raises `UserError` for what is no finding that can be there or not."
     if name in RENDERERS: return
     raise UserError(f'no such finding: {name}; choose one of {", ".join(sorted(RENDERERS))}')
 
-# %% ../nbs/02_phantom.ipynb #70f8e1ff
-def report_numbers(*key):  # names the use
+# %% ../nbs/02_phantom.ipynb #c0e00a25
+def report_numbers(
+    *key,  # names the use
+    plain: bool = False,  # one wording for each statement
+):
     "Random numbers 0…1 for the words of a report."
+    if plain: return PlainWording()
     return iter(generator(*key).random(600).tolist())
 
-# %% ../nbs/02_phantom.ipynb #ca5888a1
+# %% ../nbs/02_phantom.ipynb #8a6c4996
 def study_report(
     seed: int,
     k: int,  # number of the study
     anatomy: Anatomy,
     exam: Exam,
     findings: list[Finding],
+    plain: bool = False,  # one wording for each statement
 ) -> ReportParts:
     "The report of study `k` with these findings."
     ratio = cardiothoracic_ratio(altered_anatomy(anatomy, findings), exam)
-    return report_parts(findings, exam, report_numbers(seed, k, 'report'), ratio)
+    return report_parts(findings, exam, report_numbers(seed, k, 'report', plain=plain), ratio)
 
-# %% ../nbs/02_phantom.ipynb #8a5746b0
+# %% ../nbs/02_phantom.ipynb #9e46ad51
 def seen_from(
     exam: Exam,
     view: str,  # PA, AP or LATERAL; '' as it was taken
@@ -106,7 +111,7 @@ def seen_from(
     "Another exposure of the same exam, with noise of its own."
     return exam if view in ('', exam.view) else replace(exam, view=view, seed=exam.seed + 1)
 
-# %% ../nbs/02_phantom.ipynb #3a2120e7
+# %% ../nbs/02_phantom.ipynb #faa36274
 def phantom_of(
     seed: int,
     k: int,  # number of the study
@@ -127,6 +132,7 @@ def make_phantom(
     with_image: bool = True,  # False leaves the image out, and the boxes
     view: str = '',     # another view of the same patient on the same day: PA, AP or LATERAL
     strength: float = 1.,  # of findings: .1 hardly visible … 2 plain, see `at_strength`
+    plain: bool = False,  # one wording for each statement of the report
 ) -> Phantom:
     """Study `k` of `seed`: the same whatever was made before, one anatomy at every size and in every view.
 
@@ -134,13 +140,13 @@ def make_phantom(
     check_size_and_view(size, view)
     findings, supine = study_findings(seed, k, strength)
     exam, anatomy = sample_exam(seed, k, supine), sample_anatomy(seed, visit_of(k)[0])
-    report = join_parts(study_report(seed, k, anatomy, exam, findings))
+    report = join_parts(study_report(seed, k, anatomy, exam, findings, plain))
     exam = seen_from(exam, view)
     image = None
     if with_image: image, findings = render(anatomy, exam, size, findings, (seed, k))
     return phantom_of(seed, k, exam.view, image, findings, report)
 
-# %% ../nbs/02_phantom.ipynb #970a7918
+# %% ../nbs/02_phantom.ipynb #eb26bc7a
 @dataclass(frozen=True)
 class CounterfactualPair:
     "The same patient on the same day, with and without one finding."
@@ -149,7 +155,7 @@ class CounterfactualPair:
     absent: Phantom
     changed: np.ndarray | None  # (size, size) bool, where rays run through something else
 
-# %% ../nbs/02_phantom.ipynb #2c386cb6
+# %% ../nbs/02_phantom.ipynb #11373afb
 def with_finding(
     findings: list[Finding],
     name: str,   # one of `FINDINGS`
@@ -162,7 +168,7 @@ def with_finding(
     site = ('upper', 'mid', 'lower')[int(3 * random.random())]
     return [*findings, sample_finding(name, random, side, site)]
 
-# %% ../nbs/02_phantom.ipynb #e0e4f088
+# %% ../nbs/02_phantom.ipynb #e2f9feed
 def counterfactual_pair(
     seed: int,
     k: int,        # number of the study, 0…
@@ -171,6 +177,7 @@ def counterfactual_pair(
     with_image: bool = True,  # False leaves images and boxes out
     view: str = '',  # another view of the same patient on the same day: PA, AP or LATERAL
     strength: float = 1.,  # of findings, see `at_strength`
+    plain: bool = False,  # one wording for each statement of the reports
 ) -> CounterfactualPair:
     """Study `k` of `seed` with and without a finding.
 
@@ -183,8 +190,8 @@ def counterfactual_pair(
     findings = [at_strength(one, strength) for one in findings]
     absent = [i for i, one in enumerate(findings) if one.name == finding]
     exam, anatomy = sample_exam(seed, k, supine), sample_anatomy(seed, visit_of(k)[0])
-    parts = study_report(seed, k, anatomy, exam, findings)
-    left_out = parts_without(parts, findings, absent, report_numbers(seed, k, 'without'))
+    parts = study_report(seed, k, anatomy, exam, findings, plain)
+    left_out = parts_without(parts, findings, absent, report_numbers(seed, k, 'without', plain=plain))
     reports = join_parts(parts), join_parts(left_out)
     exam = seen_from(exam, view)
     images, changed = (None, None), None
@@ -233,10 +240,16 @@ def in_processes(
             for future in waiting: future.cancel()
 
 # %% ../nbs/02_phantom.ipynb #aa51534d
-def make_chunk(study_numbers: range, size: int, seed: int) -> list[Phantom]:
+def make_chunk(
+    study_numbers: range,
+    size: int,  # pixels on each side
+    seed: int,
+    strength: float = 1.,  # of findings
+    plain: bool = False,   # one wording for each statement
+) -> list[Phantom]:
     "Some studies."
     with threadpool_limits(1):  # threads that share matrices this small take five times as long
-        return [make_phantom(seed, k, size) for k in study_numbers]
+        return [make_phantom(seed, k, size, strength=strength, plain=plain) for k in study_numbers]
 
 # %% ../nbs/02_phantom.ipynb #15ab7aa3
 def stream(
@@ -245,10 +258,12 @@ def stream(
     start: int = 0,   # the first study's number
     workers: int = 1,  # processes
     chunk: int = 16,  # studies a process makes at a time
+    strength: float = 1.,  # of findings, see `make_phantom`
+    plain: bool = False,   # one wording for each statement
 ):
     "Yield studies `start`, `start + 1`, … without end."
     check_size_and_view(size)
-    calls = ((range(k, k + chunk), size, seed) for k in itertools.count(start, chunk))
+    calls = ((range(k, k + chunk), size, seed, strength, plain) for k in itertools.count(start, chunk))
     for studies in in_processes(make_chunk, calls, workers): yield from studies
 
 # %% ../nbs/02_phantom.ipynb #b1842524
@@ -257,11 +272,14 @@ def make_phantoms(
     size: int,    # pixels on each side
     seed: int = 0,
     workers: int = 1,
+    strength: float = 1.,  # of findings, see `make_phantom`
+    plain: bool = False,   # one wording for each statement
 ) -> tuple[np.ndarray, pd.DataFrame]:  # (n, size, size) uint8; the manifest, whose paths name no files
     "Studies 0…n-1 in memory, without files."
     if n < 1: raise UserError(f'cannot draw {n} studies: n must be at least 1')
     images, rows = np.empty((n, size, size), np.uint8), []
-    for i, study in enumerate(itertools.islice(stream(size, seed, workers=workers), n)):
+    studies = stream(size, seed, workers=workers, strength=strength, plain=plain)
+    for i, study in enumerate(itertools.islice(studies, n)):
         images[i] = (study.image * 255).round()
         rows.append(study_row(study))
     return images, pd.DataFrame(rows, columns=[*MANIFEST_COLUMNS, *FINDINGS])
@@ -283,26 +301,27 @@ def write_text(path: Path, text: str):
     with atomic(path) as part: part.write_text(text, encoding='utf-8')
 
 # %% ../nbs/02_phantom.ipynb #57e5aae4
-def write_picture(path: Path, seed: int, k: int, size: int, view: str = '', **save_options):
+def write_picture(path: Path, seed: int, k: int, size: int, strength: float, view: str = '', **save_options):
     "Render a study into a file, unless it is there."
     if path.exists(): return
-    image = to_8_bits(make_phantom(seed, k, size, view=view).image)
+    image = to_8_bits(make_phantom(seed, k, size, view=view, strength=strength).image)
     with atomic(path) as part: image.save(part, **save_options)
 
 # %% ../nbs/02_phantom.ipynb #3c877f61
-def write_table(folder: Path, study: Phantom, seed: int, k: int, size: int) -> list[dict]:
+def write_table(folder: Path, study: Phantom, seed: int, k: int, size: int, strength: float) -> list[dict]:
     "A PNG file named by the study's id; returns the manifest's row."
-    write_picture(folder/f'{study.study_id}.png', seed, k, size, format='PNG', compress_level=1)
+    path = folder/f'{study.study_id}.png'
+    write_picture(path, seed, k, size, strength, format='PNG', compress_level=1)
     return [study_row(study)]
 
 # %% ../nbs/02_phantom.ipynb #ed3a040c
-def write_open_i(folder: Path, study: Phantom, seed: int, k: int, size: int) -> list[dict]:
+def write_open_i(folder: Path, study: Phantom, seed: int, k: int, size: int, strength: float) -> list[dict]:
     "An XML report and PNG images as Open-i has them."
     rows, images = [], ''
     for i, view in enumerate(views_of(study, k)):
         name = f'CXR{k + 1}_IM-0001-{1 + i}001'
         path = f'NLMCXR_png/{name}.png'
-        write_picture(folder/path, seed, k, size, view, format='PNG', compress_level=1)
+        write_picture(folder/path, seed, k, size, strength, view, format='PNG', compress_level=1)
         images += f'<parentImage id="{name}"/>'
         rows.append(study_row(study) | dict(path=path, view=view))
     sections = ''
@@ -322,7 +341,7 @@ def full_report(study: Phantom) -> str:
             f' FINDINGS:\n\n {study.findings_text}\n\n IMPRESSION:\n\n {study.impression_text}\n')
 
 # %% ../nbs/02_phantom.ipynb #0576ae0b
-def write_mimic(folder: Path, study: Phantom, seed: int, k: int, size: int) -> list[dict]:
+def write_mimic(folder: Path, study: Phantom, seed: int, k: int, size: int, strength: float) -> list[dict]:
     "JPEG images and a report text in the trees of MIMIC-CXR; its tables are written at the end."
     patient, _ = visit_of(k)
     subject, number = 10_000_000 + patient, 50_000_000 + k
@@ -333,7 +352,7 @@ def write_mimic(folder: Path, study: Phantom, seed: int, k: int, size: int) -> l
         digest = hashlib.sha256(f'{seed} {k} {view}'.encode()).hexdigest()
         name = '-'.join(digest[i:i + 8] for i in range(0, 40, 8))
         path = f'images/{place}/{name}.jpg'
-        write_picture(folder/path, seed, k, size, view, format='JPEG', quality=95)
+        write_picture(folder/path, seed, k, size, strength, view, format='JPEG', quality=95)
         ids = dict(path=path, view=view, dicom_id=name, subject_id=subject, study=number)
         rows.append(study_row(study) | ids)
     return rows
@@ -431,13 +450,13 @@ def dicom_of(study: Phantom, seed: int, k: int) -> pydicom.Dataset:
     return data
 
 # %% ../nbs/02_phantom.ipynb #e0cadfb2
-def write_dicom(folder: Path, study: Phantom, seed: int, k: int, size: int) -> list[dict]:
+def write_dicom(folder: Path, study: Phantom, seed: int, k: int, size: int, strength: float) -> list[dict]:
     "DICOM files and the report beside each."
     rows = []
     for i, view in enumerate(views_of(study, k)):
         path = folder/study.patient_id/study.study_id/f'{i + 1}.dcm'
         if not path.exists():
-            data = dicom_of(make_phantom(seed, k, size, view=view), seed, k)
+            data = dicom_of(make_phantom(seed, k, size, view=view, strength=strength), seed, k)
             with atomic(path) as part: data.save_as(part, enforce_file_format=True)
         write_text(path.with_suffix('.txt'), full_report(study))
         rows.append(study_row(study) | dict(path=str(path.relative_to(folder)), view=view))
@@ -452,12 +471,15 @@ def write_chunk(
     size: int,   # pixels on each side
     seed: int,
     layout: str = 'table',  # a name in `LAYOUTS`
+    strength: float = 1.,  # of findings
+    plain: bool = False,  # one wording for each statement
 ) -> list[dict]:
     "Make some studies and write the files that are missing; returns rows of the manifest, one an image."
     rows = []
     with threadpool_limits(1):
         for k in study_numbers:
-            rows += LAYOUTS[layout](folder, make_phantom(seed, k, size, with_image=False), seed, k, size)
+            study = make_phantom(seed, k, size, with_image=False, strength=strength, plain=plain)
+            rows += LAYOUTS[layout](folder, study, seed, k, size, strength)
     return rows
 
 # %% ../nbs/02_phantom.ipynb #b5c1b7dc
@@ -485,14 +507,18 @@ def write_phantoms(
     seed: int = 0,
     workers: int | None = None,  # processes; None: one for little work, since each takes seconds to start
     layout: str = 'table',      # table, open_i, mimic or dicom
+    strength: float = 1.,       # of findings: .1 hardly visible … 2 plain
+    plain: bool = False,        # one wording for each statement of the reports
 ) -> pd.DataFrame:  # the manifest, also `manifest.csv` in the folder, written last
     "Write studies 0…n-1 with a manifest, in parallel; an interrupted call is continued by the same call."
     if n < 1: raise UserError(f'cannot write {n} studies: n must be at least 1')
     if layout not in LAYOUTS:
         raise UserError(f'no such layout: {layout}; choose one of {", ".join(LAYOUTS)}')
     check_size_and_view(size)
-    folder = claim_folder(folder, {'phantoms': PHANTOM_VERSION, 'size': size, 'seed': seed, 'layout': layout})
-    chunks = ((folder, range(i, min(i + 20, n)), size, seed, layout) for i in range(0, n, 20))
+    check_strength(strength)
+    drawn = dict(size=size, seed=seed, layout=layout, strength=strength, plain=plain)
+    folder = claim_folder(folder, {'phantoms': PHANTOM_VERSION} | drawn)
+    chunks = ((folder, range(i, min(i + 20, n)), *drawn.values()) for i in range(0, n, 20))
     much_work = n * max(size, 128)**2 > 1000 * 128**2
     workers = workers or (os.cpu_count() if much_work else 1)
     rows = []

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['DEGREES', 'AMOUNTS', 'EDEMA_KINDS', 'EDEMA_SIGNS', 'CHANGES', 'LOCATIONS', 'RIBS', 'NOUNS', 'STATED', 'HEDGES',
            'LARGE_HEART', 'LARGE_HEART_DEGREES', 'UNCOUNTED', 'SIGNS', 'DEVICE_SENTENCES', 'ORGANS', 'NORMAL_ORGANS',
-           'TECHNIQUE', 'ORGAN_LABELS', 'STYLES', 'ORDERS', 'NORMAL_IMPRESSION', 'outermost_marks', 'split_template',
-           'expand', 'word_for_severity', 'length_in_words', 'cardiothoracic_ratio', 'location_of', 'size_of',
-           'slots_of', 'noun_phrase', 'sentence_case', 'device_sentence', 'is_plural', 'article_for',
-           'large_heart_sentence', 'sign_sentence', 'finding_sentence', 'normal_pleura', 'normal_sentence',
-           'technique_and_quality', 'impression_phrases', 'join_phrases', 'present_sentences', 'add_normal_sentences',
-           'ReportParts', 'organ_labels', 'join_parts', 'report_parts', 'write_report', 'without_in_organ',
-           'parts_without']
+           'TECHNIQUE', 'ORGAN_LABELS', 'STYLES', 'ORDERS', 'NORMAL_IMPRESSION', 'outermost_marks', 'PlainWording',
+           'choose', 'split_template', 'expand', 'word_for_severity', 'length_in_words', 'cardiothoracic_ratio',
+           'location_of', 'size_of', 'slots_of', 'noun_phrase', 'sentence_case', 'device_sentence', 'is_plural',
+           'article_for', 'large_heart_sentence', 'sign_sentence', 'finding_sentence', 'normal_pleura',
+           'normal_sentence', 'technique_and_quality', 'impression_phrases', 'join_phrases', 'present_sentences',
+           'add_normal_sentences', 'ReportParts', 'organ_labels', 'join_parts', 'report_parts', 'write_report',
+           'without_in_organ', 'parts_without']
 
 # %% ../nbs/phantom/report_grammar.ipynb #8d342200
 from dataclasses import dataclass, replace
@@ -29,6 +29,20 @@ def outermost_marks(template: str) -> list[int]:
         if depth == (1 if character == '|' else 0) and character in '[|]': marks.append(i)
         if character == '[': depth += 1
     return marks
+
+# %% ../nbs/phantom/report_grammar.ipynb #06e40860
+class PlainWording:
+    "Stands for the random numbers of a report with one wording for each statement."
+    def __next__(self): return .5  # neither rare nor sure: no sign, no list, the usual style
+
+# %% ../nbs/phantom/report_grammar.ipynb #793d35b2
+def choose(
+    alternatives: tuple,
+    uniform,  # iterator of random numbers 0…1, or `PlainWording`
+):
+    "One of the alternatives: at random, or the first of the shortest."
+    if isinstance(uniform, PlainWording): return min(alternatives, key=len)
+    return alternatives[int(next(uniform) * len(alternatives))]
 
 # %% ../nbs/phantom/report_grammar.ipynb #f66d68f9
 @lru_cache(None)
@@ -49,14 +63,14 @@ def split_template(
 # %% ../nbs/phantom/report_grammar.ipynb #c0815220
 def expand(
     template: str,
-    uniform,       # iterator of random numbers 0…1
+    uniform,       # iterator of random numbers 0…1, or `PlainWording`
     **words: str,  # what is filled in
 ) -> str:
     "A phrase of the grammar."
     text = ''
     for part in split_template(template):
         if isinstance(part, str): text += part
-        else: text += expand(part[int(next(uniform) * len(part))], uniform)
+        else: text += expand(choose(part, uniform), uniform)
     return text.format(**words) if words else text
 
 # %% ../nbs/phantom/report_grammar.ipynb #8e82a57c
@@ -369,7 +383,7 @@ def impression_phrases(
         phrases[i] = sentence_case(hedge + noun_phrase(finding, uniform, ratio)) + '.'
     return phrases
 
-# %% ../nbs/phantom/report_grammar.ipynb #36a600a2
+# %% ../nbs/phantom/report_grammar.ipynb #26bdda80
 def join_phrases(
     phrases: list[str],
     numbered: bool,
@@ -410,7 +424,7 @@ def add_normal_sentences(
         lines.append((None, line))
         n_words += len(line.split())
 
-# %% ../nbs/phantom/report_grammar.ipynb #0fae6424
+# %% ../nbs/phantom/report_grammar.ipynb #5388618c
 @dataclass(frozen=True)
 class ReportParts:
     "A report before it is put together. Findings are named by their number in the study."
@@ -431,7 +445,7 @@ def organ_labels(
     if style != 'system': return {}
     return {organ: expand(ORGAN_LABELS[organ], uniform) + ': ' for organ, lines in sentences.items() if lines}
 
-# %% ../nbs/phantom/report_grammar.ipynb #402e5b53
+# %% ../nbs/phantom/report_grammar.ipynb #b6b40847
 def join_parts(parts: ReportParts) -> tuple[str, str]:  # findings section, impression section
     "A report."
     lines = [parts.head] if parts.head else []
@@ -461,7 +475,7 @@ def report_parts(
     normal = '' if phrases else expand(NORMAL_IMPRESSION, uniform)
     return ReportParts(head, labels, sentences, phrases, numbered, normal)
 
-# %% ../nbs/phantom/report_grammar.ipynb #0cf626ea
+# %% ../nbs/phantom/report_grammar.ipynb #d2051175
 def write_report(
     findings: list[Finding],
     exam: Exam,
@@ -472,7 +486,7 @@ def write_report(
     "The report of a study: organ by organ, then what matters."
     return join_parts(report_parts(findings, exam, uniform, ratio, max_words))
 
-# %% ../nbs/phantom/report_grammar.ipynb #4e02284e
+# %% ../nbs/phantom/report_grammar.ipynb #90a8c271
 def without_in_organ(
     lines: list[tuple],  # (number of the finding or None, sentence) of an organ
     organ: str,
@@ -489,7 +503,7 @@ def without_in_organ(
     if not line: return left
     return [(i, sentence) for i, sentence in left if i is not None] + [(None, line)]
 
-# %% ../nbs/phantom/report_grammar.ipynb #7643087a
+# %% ../nbs/phantom/report_grammar.ipynb #f4526ae6
 def parts_without(
     parts: ReportParts,
     findings: list[Finding],  # all

@@ -3,12 +3,14 @@ import hashlib, re, subprocess, sys
 from pathlib import Path
 
 import numpy as np, pytest
+from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from chexmix.anatomy import sample_exam
 from chexmix.core import UserError
-from chexmix.pathology import RENDERERS, sample_findings
-from chexmix.phantom import counterfactual_pair, make_phantom
+from chexmix.pathology import RENDERERS, sample_findings, visit_of
+from chexmix.phantom import counterfactual_pair, make_phantom, write_phantoms
+from chexmix.report_grammar import PlainWording, write_report
 from chexmix.report_text import label_report
 
 REACH = 14  # cm: scatter (6), flattening of large shadows (5), edges, and the coarse grid of both
@@ -143,3 +145,49 @@ def test_report_follows_the_dial():
 def test_dial_has_ends():
     for strength in (0., 7., float('nan')):
         with pytest.raises(UserError, match='strength'): make_phantom(0, 4, 64, strength=strength)
+
+
+def test_plain_reports_say_the_same_in_one_wording():
+    "The labels read back agree with the truth, and a statement has one wording."
+    said = {}
+    for k in range(300):
+        study = make_phantom(3, k, 64, with_image=False, plain=True)
+        true = {name for name, value in study.labels.items() if value in (1, -1)} - {'No Finding'}
+        assert mentioned(whole_report(study)) - PARENTS == true - PARENTS
+        for sentence in sentences(study.impression_text):
+            said.setdefault(frozenset(mentioned(sentence)), set()).add(sentence)
+    assert len(said[frozenset()]) == 1  # that nothing is found
+    effusions = said[frozenset({'Pleural Effusion'})]
+    effusions = {re.sub('left|right|bilateral', 'a', words).rstrip('s') for words in effusions}
+    assert len(effusions) <= 3 * (5 + 1)  # three amounts, each changed in one of five ways or only possible
+
+
+def test_plain_reports_do_not_depend_on_random_numbers():
+    findings = sample_findings(0, 202)[0]
+    exam = sample_exam(0, 202)
+    assert write_report(findings, exam, PlainWording()) == write_report(findings, exam, PlainWording())
+    study = make_phantom(0, 202, 64, with_image=False)
+    assert make_phantom(0, 202, 64, with_image=False, plain=True).labels == study.labels
+
+
+def test_no_report_of_a_first_visit_compares_with_an_earlier_study():
+    words = (r'\b(new|unchanged|stable|persistent|increas\w+|worsen\w+|progress\w+|decreas\w+|improv\w+|'
+             r'interval|prior|previous\w*|compar\w+|again|since|earlier|still)\b')
+    compares = {True: 0, False: 0}
+    for k in range(600):
+        for plain in (False, True):
+            study = make_phantom(8, k, 64, with_image=False, plain=plain)
+            first = visit_of(k)[1] == 0
+            compares[first] += bool(re.search(words, whole_report(study), re.I))
+    assert compares[True] == 0 and compares[False] > 50
+
+
+@pytest.mark.parametrize('plain', (False, True))
+def test_files_hold_what_the_dial_and_the_switch_say(tmp_path, plain):
+    manifest = write_phantoms(tmp_path/'a', 3, 64, workers=1, strength=.5, plain=plain)
+    for k, row in manifest.iterrows():
+        study = make_phantom(0, k, 64, strength=.5, plain=plain)
+        assert row.findings_text == study.findings_text
+        stored = np.asarray(Image.open(tmp_path/'a'/row.path)) / 255
+        assert np.abs(stored - study.image).max() <= .51 / 255
+    with pytest.raises(UserError): write_phantoms(tmp_path/'a', 3, 64, workers=1, plain=plain)
