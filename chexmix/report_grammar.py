@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['DEGREES', 'AMOUNTS', 'EDEMA_KINDS', 'EDEMA_SIGNS', 'CHANGES', 'LOCATIONS', 'RIBS', 'NOUNS', 'STATED', 'HEDGES',
            'LARGE_HEART', 'LARGE_HEART_DEGREES', 'UNCOUNTED', 'SIGNS', 'DEVICE_SENTENCES', 'ORGANS', 'NORMAL_ORGANS',
-           'TECHNIQUE', 'ORGAN_LABELS', 'STYLES', 'ORDERS', 'NORMAL_IMPRESSION', 'outermost_marks', 'split_template',
-           'expand', 'word_for_severity', 'length_in_words', 'cardiothoracic_ratio', 'location_of', 'size_of',
-           'slots_of', 'noun_phrase', 'sentence_case', 'device_sentence', 'is_plural', 'article_for',
-           'large_heart_sentence', 'sign_sentence', 'finding_sentence', 'normal_pleura', 'normal_sentence',
-           'technique_and_quality', 'write_impression', 'present_sentences', 'add_normal_sentences', 'join_sentences',
-           'write_report']
+           'TECHNIQUE', 'ORGAN_LABELS', 'STYLES', 'ORDERS', 'NORMAL_IMPRESSION', 'outermost_marks', 'PlainWording',
+           'choose', 'split_template', 'expand', 'word_for_severity', 'length_in_words', 'cardiothoracic_ratio',
+           'location_of', 'size_of', 'slots_of', 'noun_phrase', 'sentence_case', 'device_sentence', 'is_plural',
+           'article_for', 'large_heart_sentence', 'sign_sentence', 'finding_sentence', 'normal_pleura',
+           'normal_sentence', 'technique_and_quality', 'impression_phrases', 'join_phrases', 'present_sentences',
+           'add_normal_sentences', 'ReportParts', 'organ_labels', 'join_parts', 'report_parts', 'write_report',
+           'without_in_organ', 'parts_without']
 
 # %% ../nbs/phantom/report_grammar.ipynb #8d342200
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .anatomy import Anatomy, Exam
@@ -27,6 +29,20 @@ def outermost_marks(template: str) -> list[int]:
         if depth == (1 if character == '|' else 0) and character in '[|]': marks.append(i)
         if character == '[': depth += 1
     return marks
+
+# %% ../nbs/phantom/report_grammar.ipynb #06e40860
+class PlainWording:
+    "Stands for the random numbers of a report with one wording for each statement."
+    def __next__(self): return .5  # neither rare nor sure: no sign, no list, the usual style
+
+# %% ../nbs/phantom/report_grammar.ipynb #793d35b2
+def choose(
+    alternatives: tuple,
+    uniform,  # iterator of random numbers 0…1, or `PlainWording`
+):
+    "One of the alternatives: at random, or the first of the shortest."
+    if isinstance(uniform, PlainWording): return min(alternatives, key=len)
+    return alternatives[int(next(uniform) * len(alternatives))]
 
 # %% ../nbs/phantom/report_grammar.ipynb #f66d68f9
 @lru_cache(None)
@@ -47,14 +63,14 @@ def split_template(
 # %% ../nbs/phantom/report_grammar.ipynb #c0815220
 def expand(
     template: str,
-    uniform,       # iterator of random numbers 0…1
+    uniform,       # iterator of random numbers 0…1, or `PlainWording`
     **words: str,  # what is filled in
 ) -> str:
     "A phrase of the grammar."
     text = ''
     for part in split_template(template):
         if isinstance(part, str): text += part
-        else: text += expand(part[int(next(uniform) * len(part))], uniform)
+        else: text += expand(choose(part, uniform), uniform)
     return text.format(**words) if words else text
 
 # %% ../nbs/phantom/report_grammar.ipynb #8e82a57c
@@ -114,7 +130,7 @@ NOUNS = {
 # %% ../nbs/phantom/report_grammar.ipynb #7ce7d7a7
 def word_for_severity(finding: Finding, words: tuple):
     "The word, out of three, for a severity."
-    return words[min(int(finding.severity * 3), 2)]
+    return words[min(int(finding.amount * 3), 2)]
 
 # %% ../nbs/phantom/report_grammar.ipynb #365aa7c7
 def length_in_words(cm: float, uniform) -> str:
@@ -137,7 +153,7 @@ def location_of(finding: Finding) -> str:
 def size_of(finding: Finding) -> float:  # cm
     "The size of a finding, or what is typical of its severity; 0 where it has none."
     typical = {'Consolidation': 5 + 5 * finding.severity, 'Lung Opacity': 5 + 4 * finding.severity}
-    return finding.size or typical.get(finding.name, 0)
+    return finding.size or typical.get(finding.name, 0) * finding.scale
 
 # %% ../nbs/phantom/report_grammar.ipynb #3c6860ee
 def slots_of(finding: Finding, uniform, ratio: float) -> dict:  # slot → words, templates themselves
@@ -354,20 +370,27 @@ def technique_and_quality(exam: Exam, uniform) -> str:
     return ' '.join(lines)
 
 # %% ../nbs/phantom/report_grammar.ipynb #5d0c4a14
-def write_impression(
+def impression_phrases(
     findings: list[Finding],
     uniform,            # iterator of random numbers 0…1
     ratio: float = .55,  # of heart and chest
-) -> str:
-    "The impression: each finding as a noun phrase, sometimes numbered."
-    phrases = []
-    for finding in findings:
+) -> dict[int, str]:    # number of the finding → phrase
+    "Each finding as a noun phrase, devices aside."
+    phrases = {}
+    for i, finding in enumerate(findings):
         if finding.name == 'Support Devices': continue
         hedge = '' if finding.certain else expand('[possible|probable|questionable] ', uniform)
-        phrases.append(sentence_case(hedge + noun_phrase(finding, uniform, ratio)) + '.')
-    if len(phrases) > 1 and next(uniform) < .3:
-        phrases = [f'{i + 1}. {phrase}' for i, phrase in enumerate(phrases)]
-    return ' '.join(phrases) or expand(NORMAL_IMPRESSION, uniform)
+        phrases[i] = sentence_case(hedge + noun_phrase(finding, uniform, ratio)) + '.'
+    return phrases
+
+# %% ../nbs/phantom/report_grammar.ipynb #26bdda80
+def join_phrases(
+    phrases: list[str],
+    numbered: bool,
+) -> str:
+    "An impression with findings; a single one has no number."
+    if not numbered or len(phrases) < 2: return ' '.join(phrases)
+    return ' '.join(f'{i + 1}. {phrase}' for i, phrase in enumerate(phrases))
 
 # %% ../nbs/phantom/report_grammar.ipynb #d8a3cde1
 def present_sentences(
@@ -375,48 +398,84 @@ def present_sentences(
     order: tuple,  # of organs
     uniform,       # iterator of random numbers 0…1
     ratio: float,  # of heart and chest
-) -> dict[str, list[str]]:  # organ → sentences
+) -> dict[str, list[tuple]]:  # organ → (number of the finding, sentence)
     "What is present, organ by organ."
     sentences = {}
     for organ in order:
-        shown = [finding for finding in findings if finding.name in ORGANS[organ]]
-        sentences[organ] = [finding_sentence(finding, uniform, ratio) for finding in shown]
+        shown = [(i, finding) for i, finding in enumerate(findings) if finding.name in ORGANS[organ]]
+        sentences[organ] = [(i, finding_sentence(finding, uniform, ratio)) for i, finding in shown]
     return sentences
 
 # %% ../nbs/phantom/report_grammar.ipynb #3544b904
 def add_normal_sentences(
-    sentences: dict[str, list[str]],  # organ → sentences; changed
+    sentences: dict[str, list[tuple]],  # organ → (number of the finding, sentence); changed
     present: set,    # names of the findings that are present
     style: str,      # one of `STYLES`
     max_words: int,  # after which nothing is added
     uniform,         # iterator of random numbers 0…1
 ):
-    "Add what is absent, organ by organ."
-    n_words = sum(len(line.split()) for lines in sentences.values() for line in lines)
+    "Add what is absent, organ by organ; it belongs to no finding, so its number is None."
+    n_words = sum(len(line.split()) for lines in sentences.values() for _, line in lines)
     for organ, lines in sentences.items():
         line = normal_sentence(organ, present, uniform)
         if not line or n_words >= max_words: continue
         chance = .35 if style == 'terse' and present else .55 if organ == 'bones' else 1.
         if next(uniform) >= chance: continue
-        lines.append(line)
+        lines.append((None, line))
         n_words += len(line.split())
 
+# %% ../nbs/phantom/report_grammar.ipynb #5388618c
+@dataclass(frozen=True)
+class ReportParts:
+    "A report before it is put together. Findings are named by their number in the study."
+    head: str          # technique and quality, or nothing
+    labels: dict       # organ → its label with a colon, or nothing
+    sentences: dict    # organ → list of (number of the finding or None, sentence)
+    phrases: dict      # number of the finding → phrase of the impression
+    numbered: bool     # whether the impression is a list
+    normal: str        # impression where there are no phrases
+
 # %% ../nbs/phantom/report_grammar.ipynb #f58a3437
-def join_sentences(
-    sentences: dict[str, list[str]],  # organ → sentences
-    head: str,   # technique and quality, or nothing
+def organ_labels(
+    sentences: dict[str, list[tuple]],  # organ → (number of the finding, sentence)
     style: str,  # one of `STYLES`
     uniform,     # iterator of random numbers 0…1
-) -> str:
-    "A findings section; in the style 'system' each organ has a label."
-    lines = [head] if head else []
-    for organ, of_organ in sentences.items():
-        if not of_organ: continue
-        label = expand(ORGAN_LABELS[organ], uniform) + ': ' if style == 'system' else ''
-        lines.append(label + ' '.join(of_organ))
-    return ' '.join(lines)
+) -> dict[str, str]:  # organ → label
+    "What stands before the sentences of an organ: in the style 'system' its name."
+    if style != 'system': return {}
+    return {organ: expand(ORGAN_LABELS[organ], uniform) + ': ' for organ, lines in sentences.items() if lines}
+
+# %% ../nbs/phantom/report_grammar.ipynb #b6b40847
+def join_parts(parts: ReportParts) -> tuple[str, str]:  # findings section, impression section
+    "A report."
+    lines = [parts.head] if parts.head else []
+    for organ, of_organ in parts.sentences.items():
+        if of_organ: lines.append(parts.labels.get(organ, '') + ' '.join(line for _, line in of_organ))
+    impression = join_phrases(list(parts.phrases.values()), parts.numbered)
+    return ' '.join(lines), impression or parts.normal
 
 # %% ../nbs/phantom/report_grammar.ipynb #4f492329
+def report_parts(
+    findings: list[Finding],
+    exam: Exam,
+    uniform,               # iterator of random numbers 0…1
+    ratio: float = .55,    # of heart and chest
+    max_words: int = 42,   # after which normal organs are left out
+) -> ReportParts:
+    "The parts of a study's report: organ by organ, then what matters."
+    style = STYLES[int(next(uniform) * 4)]
+    order = ORDERS[int(next(uniform) * 3)]
+    sentences = present_sentences(findings, order, uniform, ratio)
+    present = {finding.name for finding in findings}
+    add_normal_sentences(sentences, present, style, max_words, uniform)
+    head = '' if style == 'terse' else technique_and_quality(exam, uniform)
+    labels = organ_labels(sentences, style, uniform)
+    phrases = impression_phrases(findings, uniform, ratio)
+    numbered = len(phrases) > 1 and next(uniform) < .3
+    normal = '' if phrases else expand(NORMAL_IMPRESSION, uniform)
+    return ReportParts(head, labels, sentences, phrases, numbered, normal)
+
+# %% ../nbs/phantom/report_grammar.ipynb #d2051175
 def write_report(
     findings: list[Finding],
     exam: Exam,
@@ -425,11 +484,37 @@ def write_report(
     max_words: int = 42,   # after which normal organs are left out
 ) -> tuple[str, str]:  # findings section, impression section
     "The report of a study: organ by organ, then what matters."
-    style = STYLES[int(next(uniform) * 4)]
-    order = ORDERS[int(next(uniform) * 3)]
-    sentences = present_sentences(findings, order, uniform, ratio)
-    present = {finding.name for finding in findings}
-    add_normal_sentences(sentences, present, style, max_words, uniform)
-    head = '' if style == 'terse' else technique_and_quality(exam, uniform)
-    findings_section = join_sentences(sentences, head, style, uniform)
-    return findings_section, write_impression(findings, uniform, ratio)
+    return join_parts(report_parts(findings, exam, uniform, ratio, max_words))
+
+# %% ../nbs/phantom/report_grammar.ipynb #90a8c271
+def without_in_organ(
+    lines: list[tuple],  # (number of the finding or None, sentence) of an organ
+    organ: str,
+    absent: dict,        # number → name of the findings that are left out
+    present: set,        # names of those that are left
+    uniform,             # iterator of random numbers 0…1
+) -> list[tuple]:
+    "The sentences of an organ without some findings."
+    names = {absent[i] for i, _ in lines if i in absent}
+    left = [(i, line) for i, line in lines if i not in absent]
+    denies_already = any(i is None for i, _ in left)
+    if not names or (denies_already and names == {'Pleural Other'}): return left
+    line = normal_sentence(organ, present, uniform)
+    if not line: return left
+    return [(i, sentence) for i, sentence in left if i is not None] + [(None, line)]
+
+# %% ../nbs/phantom/report_grammar.ipynb #f4526ae6
+def parts_without(
+    parts: ReportParts,
+    findings: list[Finding],  # all
+    absent,                   # numbers of those that are left out
+    uniform,                  # iterator of random numbers 0…1, for what is said instead
+) -> ReportParts:
+    "The same report without some findings: other sentences do not change."
+    names = {i: findings[i].name for i in absent}
+    present = {finding.name for i, finding in enumerate(findings) if i not in names}
+    sentences = {organ: without_in_organ(lines, organ, names, present, uniform)
+                 for organ, lines in parts.sentences.items()}
+    phrases = {i: phrase for i, phrase in parts.phrases.items() if i not in names}
+    normal = parts.normal or ('' if phrases else expand(NORMAL_IMPRESSION, uniform))
+    return replace(parts, sentences=sentences, phrases=phrases, normal=normal)
