@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['Record', 'content_hash', 'command_word', 'papermill_command', 'data_name', 'save_records', 'read_records',
-           'load_records']
+           'load_records', 'StudyValues', 'packed_values', 'save_study_values', 'read_study_values',
+           'load_study_values']
 
 # %% ../nbs/foundations/records.ipynb #794d78c8
-import hashlib, json, math, platform, re, time
+import hashlib, json, math, platform, re, time, zipfile
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 
-from .core import read_json, UserError, write_json
+from .core import atomic, read_json, UserError, write_json
 
 # %% ../nbs/foundations/records.ipynb #990c4d42
 @dataclass(frozen=True)
@@ -123,3 +124,66 @@ def load_records(
             detail = row.pop('detail')
             rows.append(row | detail)
     return pd.DataFrame(rows)
+
+# %% ../nbs/foundations/records.ipynb #55f726dc
+@dataclass(frozen=True, eq=False)
+class StudyValues:
+    "What one system gave for each study of an evaluation."
+    task: str         # as in `Record`
+    model: str        # as in `Record`
+    study_ids: list   # (n,)
+    patients: list    # (n,) patient of each study
+    values: dict      # name → (n, …) numbers, for example {'PSNR': …} or {'labels': …, 'scores': …}
+    detail: dict = field(default_factory=dict)  # as in `Record`
+
+# %% ../nbs/foundations/records.ipynb #8edab51a
+def packed_values(kept: StudyValues) -> dict[str, np.ndarray]:  # name → array
+    "The arrays of one system as a file holds them: numbers in single precision, ids as text."
+    lists = dict(study_ids=kept.study_ids, patients=kept.patients)
+    arrays = {name: np.asarray(list(map(str, ids))) for name, ids in lists.items()}
+    for name, x in kept.values.items():
+        x = np.asarray(x)
+        arrays[name] = x.astype(np.float32) if x.dtype.kind == 'f' else x
+    return arrays
+
+# %% ../nbs/foundations/records.ipynb #8b8e294a
+def save_study_values(
+    folder: str | Path,       # of the run; the file goes to its `results/`
+    name: str,                # of the file, the one of the records
+    all_kept: list[StudyValues],
+):
+    "Write `results/<name>.npz`; `load_study_values` is the inverse."
+    index, arrays = [], {}
+    for kept in all_kept:
+        keys = {}
+        for label, x in packed_values(kept).items():
+            about = f'{x.dtype} {x.shape} '.encode()
+            keys[label] = hashlib.sha256(about + x.tobytes()).hexdigest()[:16]
+            arrays[keys[label]] = x
+        index.append(dict(task=kept.task, model=kept.model, detail=kept.detail, arrays=keys))
+    with atomic(Path(folder)/'results'/f'{name}.npz') as path, open(path, 'wb') as file:
+        np.savez_compressed(file, index=np.array(json.dumps(index)), **arrays)
+
+# %% ../nbs/foundations/records.ipynb #138930cc
+def read_study_values(
+    path: str | Path,  # of a file that `save_study_values` wrote
+) -> list[StudyValues]:
+    "What the file holds. Raises `UserError` where it cannot be read."
+    found = []
+    try:
+        with np.load(path) as file:
+            for row in json.loads(str(file['index'])):
+                arrays = {label: file[key] for label, key in row.pop('arrays').items()}
+                ids = [arrays.pop(name).tolist() for name in ('study_ids', 'patients')]
+                found.append(StudyValues(row['task'], row['model'], *ids, arrays, row['detail']))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+        raise UserError(f'{path} does not hold values of studies ({type(e).__name__}): '
+                        'delete it and run that evaluation again') from e
+    return found
+
+# %% ../nbs/foundations/records.ipynb #bf8327c6
+def load_study_values(
+    folder: str | Path,  # a folder of records
+) -> list[StudyValues]:
+    "Values of the studies of all evaluations in a results folder; none where none were kept."
+    return [kept for path in sorted(Path(folder).glob('*.npz')) for kept in read_study_values(path)]
