@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ConfidenceInterval', 'patient_weights', 'percentile_interval', 'bootstrap_interval', 'weighted_mean', 'seed_shares',
-           'paired_interval', 'paired_verdict', 'weight_by_rank', 'weighted_auroc', 'weighted_auprc', 'macro', 'f1',
-           'f1_other_patients', 'bleu_counts', 'bleu', 'rouge_l', 'psnr', 'code_usage', 'masked_mse', 'masked_psnr',
-           'masked_ssim', 'hit_ranks', 'chance_recall', 'weighted_median', 'chance_median']
+           'exact_difference', 'paired_interval', 'paired_verdict', 'weight_by_rank', 'weighted_auroc',
+           'weighted_auprc', 'macro', 'f1', 'f1_other_patients', 'bleu_counts', 'bleu', 'rouge_l', 'psnr', 'code_usage',
+           'masked_mse', 'masked_psnr', 'masked_ssim', 'hit_ranks', 'chance_recall', 'weighted_median', 'chance_median']
 
 # %% ../nbs/foundations/metrics.ipynb #ada0136b
 import math
@@ -31,7 +31,7 @@ class ConfidenceInterval:
 
     def __str__(self): return f'{self.value:.3f} ({self.low:.3f}–{self.high:.3f})'
 
-# %% ../nbs/foundations/metrics.ipynb #957e385f
+# %% ../nbs/foundations/metrics.ipynb #fa8fbc58
 def patient_weights(
     patients,                # (n,) patient of each study
     n_resamples: int = 1000,
@@ -44,7 +44,7 @@ def patient_weights(
     counts = np.random.default_rng(seed).multinomial(n_groups, shares, size=n_resamples)  # (R, patients)
     return counts[:, group].astype(float)
 
-# %% ../nbs/foundations/metrics.ipynb #8e52ff0a
+# %% ../nbs/foundations/metrics.ipynb #51420b1d
 def percentile_interval(
     value: float,
     sample: np.ndarray,  # (R,) the value in each resample
@@ -74,7 +74,7 @@ def weighted_mean(
     x = np.asarray(x, float)
     return lambda weights: weights @ x / weights.sum(1)
 
-# %% ../nbs/foundations/metrics.ipynb #e51a2570
+# %% ../nbs/foundations/metrics.ipynb #58046510
 def seed_shares(
     n_seeds: int,            # of training
     n_resamples: int = 1000,
@@ -87,7 +87,16 @@ def seed_shares(
     quantiles = stats.t.ppf(.975, n_seeds - 1) / stats.norm.ppf(.975)
     return even + math.sqrt(n_seeds / (n_seeds - 1)) * quantiles * (drawn - even)
 
-# %% ../nbs/foundations/metrics.ipynb #9101fab0
+# %% ../nbs/foundations/metrics.ipynb #f48c512f
+def exact_difference(
+    a: np.ndarray,
+    b: np.ndarray,
+) -> np.ndarray:
+    "a − b, and 0 where only rounding in single precision tells them apart."
+    difference = a - b
+    return np.where(np.abs(difference) <= 1e-6 * np.abs(a), 0, difference)
+
+# %% ../nbs/foundations/metrics.ipynb #da000d88
 def paired_interval(
     one: list,   # statistics of a system, one a training seed: (R, n) weights → (R,) values
     other: list, # those of another system: the same studies, the same seeds
@@ -102,20 +111,23 @@ def paired_interval(
     if len(one) != len(other) or not one:
         raise UserError(f'{len(one)} and {len(other)} seeds cannot be paired: '
                         'give one statistic of each system for each training seed')
-    def difference(weights): return np.stack([a(weights) - b(weights) for a, b in zip(one, other)], 1)
+    def difference(weights):
+        pairs = [exact_difference(a(weights), b(weights)) for a, b in zip(one, other)]
+        return np.stack(pairs, 1)
     sample = difference(patient_weights(patients, n_resamples, seed))  # (R, S)
     shares = seed_shares(len(one), n_resamples, seed)
     value = float(difference(np.ones((1, len(patients)))).mean())
     return percentile_interval(value, (sample * shares).sum(1))
 
-# %% ../nbs/foundations/metrics.ipynb #6f7f8dd4
+# %% ../nbs/foundations/metrics.ipynb #0142d8cd
 def paired_verdict(
     difference: ConfidenceInterval,  # from `paired_interval`
+    higher_is_better: bool = True,
 ) -> str:
     "`better`, `worse` or `no difference shown`, by whether the interval of a difference excludes 0."
     if not np.isfinite([difference.low, difference.high]).all(): return 'no interval'
-    if difference.low > 0: return 'better'
-    return 'worse' if difference.high < 0 else 'no difference shown'
+    if difference.low <= 0 <= difference.high: return 'no difference shown'
+    return 'better' if (difference.low > 0) == higher_is_better else 'worse'
 
 # %% ../nbs/foundations/metrics.ipynb #66bf8301
 def weight_by_rank(
@@ -273,7 +285,7 @@ def code_usage(
     entropy = -(p * p.clamp_min(1e-12).log()).sum()
     return used, float(torch.exp(entropy))
 
-# %% ../nbs/foundations/metrics.ipynb #5b2a3c96
+# %% ../nbs/foundations/metrics.ipynb #008ead7f
 def masked_mse(
     a: torch.Tensor,     # (B, H, W) in [0, 1]
     b: torch.Tensor,     # same
