@@ -127,7 +127,7 @@ def load_records(
             rows.append(row | detail)
     return pd.DataFrame(rows)
 
-# %% ../nbs/foundations/records.ipynb #fdf1a9d0
+# %% ../nbs/foundations/records.ipynb #f6eefe24
 @dataclass(frozen=True, eq=False)
 class StudyValues:
     "What one system gave for each study of an evaluation."
@@ -138,7 +138,7 @@ class StudyValues:
     values: dict      # name → (n, …) numbers, for example {'PSNR': …} or {'labels': …, 'scores': …}
     detail: dict = field(default_factory=dict)  # as in `Record`
 
-# %% ../nbs/foundations/records.ipynb #37f15593
+# %% ../nbs/foundations/records.ipynb #babf8420
 def packed_values(kept: StudyValues) -> dict[str, np.ndarray]:  # name → array
     "The arrays of one system as a file holds them: numbers in single precision, ids as text."
     lists = dict(study_ids=kept.study_ids, patients=kept.patients)
@@ -148,7 +148,7 @@ def packed_values(kept: StudyValues) -> dict[str, np.ndarray]:  # name → array
         arrays[name] = x.astype(np.float32) if x.dtype.kind == 'f' else x
     return arrays
 
-# %% ../nbs/foundations/records.ipynb #4d85c9f3
+# %% ../nbs/foundations/records.ipynb #ad2de2b3
 def save_study_values(
     folder: str | Path,       # of the run; the file goes to its `results/`
     name: str,                # of the file, the one of the records
@@ -166,7 +166,7 @@ def save_study_values(
     with atomic(Path(folder)/'results'/f'{name}.npz') as path, open(path, 'wb') as file:
         np.savez_compressed(file, index=np.array(json.dumps(index)), **arrays)
 
-# %% ../nbs/foundations/records.ipynb #ac221086
+# %% ../nbs/foundations/records.ipynb #24356237
 def read_study_values(
     path: str | Path,  # of a file that `save_study_values` wrote
 ) -> list[StudyValues]:
@@ -183,14 +183,14 @@ def read_study_values(
                         'delete it and run that evaluation again') from e
     return found
 
-# %% ../nbs/foundations/records.ipynb #970b5530
+# %% ../nbs/foundations/records.ipynb #e64741b2
 def load_study_values(
     folder: str | Path,  # a folder of records
 ) -> list[StudyValues]:
     "Values of the studies of all evaluations in a results folder; none where none were kept."
     return [kept for path in sorted(Path(folder).glob('*.npz')) for kept in read_study_values(path)]
 
-# %% ../nbs/foundations/records.ipynb #fb17b9b4
+# %% ../nbs/foundations/records.ipynb #8cf73d8e
 def paired_record(
     one: list[StudyValues],    # of a system, one a training seed
     other: list[StudyValues],  # of another system: the same seeds and studies
@@ -212,13 +212,14 @@ def paired_record(
     detail = first.detail | dict(of=first.task, minus=second.model, seeds=len(one))
     return Record('paired', first.model, metric, i.value, i.low, i.high, len(first.patients), seed, detail)
 
-# %% ../nbs/foundations/records.ipynb #51f8be57
+# %% ../nbs/foundations/records.ipynb #fab0e180
 def same_conditions(one: StudyValues, other: StudyValues) -> bool:
-    "Whether two systems were measured in the same way: equal in every field of `detail` that both have."
+    "Whether two systems were measured on the same studies and in the same way, as far as `detail` says."
+    if (one.task, one.study_ids) != (other.task, other.study_ids): return False
     shared = one.detail.keys() & other.detail.keys()
-    return one.task == other.task and all(one.detail[name] == other.detail[name] for name in shared)
+    return all(one.detail[name] == other.detail[name] for name in shared)
 
-# %% ../nbs/foundations/records.ipynb #46dc2a84
+# %% ../nbs/foundations/records.ipynb #7e1fac54
 def paired_records(
     all_kept: list[StudyValues],
     models: list[str],  # each minus the models before it and minus all other systems
