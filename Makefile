@@ -63,7 +63,7 @@ readme: .venv/.done
 results:
 	@[ -f runs/demo/index.html ] || { echo 'no finished demo in runs/demo: run make demo first' >&2; exit 2; }
 	@mkdir -p results/figures  # records of other commands stay
-	@cp runs/demo/results/*.json runs/demo/results/README.md results/ && cp runs/demo/figures/*.png results/figures/
+	@cp runs/demo/results/*.{json,npz} runs/demo/results/README.md results/ && cp runs/demo/figures/*.png results/figures/
 
 clean:
 	rm -rf _docs docs/_source build dist *.egg-info .pytest_cache nbs/.ipynb_checkpoints

@@ -4,23 +4,26 @@
 
 # %% auto #0
 __all__ = ['Record', 'content_hash', 'command_word', 'papermill_command', 'data_name', 'save_records', 'read_records',
-           'load_records']
+           'load_records', 'StudyValues', 'packed_values', 'save_study_values', 'read_study_values',
+           'load_study_values', 'paired_record', 'same_conditions', 'paired_records']
 
 # %% ../nbs/foundations/records.ipynb #794d78c8
-import hashlib, json, math, platform, re, time
+import hashlib, json, math, platform, re, time, zipfile
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 
-from .core import read_json, UserError, write_json
+from .core import atomic, read_json, UserError, write_json
+from .metrics import paired_interval
 
 # %% ../nbs/foundations/records.ipynb #990c4d42
 @dataclass(frozen=True)
 class Record:
     "One measured number."
-    task: str      # tokenizer, classify, inpaint, report, guidance, retrieve, rates, ablation or benchmark
+    task: str      # tokenizer, classify, inpaint, report, guidance, retrieve, paired, rates, ablation, …
     model: str     # 'stage 2', or the name of a baseline
     metric: str    # for example 'AUROC macro'
     value: float
@@ -123,3 +126,114 @@ def load_records(
             detail = row.pop('detail')
             rows.append(row | detail)
     return pd.DataFrame(rows)
+
+# %% ../nbs/foundations/records.ipynb #f6eefe24
+@dataclass(frozen=True, eq=False)
+class StudyValues:
+    "What one system gave for each study of an evaluation."
+    task: str         # as in `Record`
+    model: str        # as in `Record`
+    study_ids: list   # (n,)
+    patients: list    # (n,) patient of each study
+    values: dict      # name → (n, …) numbers, for example {'PSNR': …} or {'labels': …, 'scores': …}
+    detail: dict = field(default_factory=dict)  # as in `Record`
+
+# %% ../nbs/foundations/records.ipynb #babf8420
+def packed_values(kept: StudyValues) -> dict[str, np.ndarray]:  # name → array
+    "The arrays of one system as a file holds them: numbers in single precision, ids as text."
+    lists = dict(study_ids=kept.study_ids, patients=kept.patients)
+    arrays = {name: np.asarray(list(map(str, ids))) for name, ids in lists.items()}
+    for name, x in kept.values.items():
+        x = np.asarray(x)
+        arrays[name] = x.astype(np.float32) if x.dtype.kind == 'f' else x
+    return arrays
+
+# %% ../nbs/foundations/records.ipynb #ad2de2b3
+def save_study_values(
+    folder: str | Path,       # of the run; the file goes to its `results/`
+    name: str,                # of the file, the one of the records
+    all_kept: list[StudyValues],
+):
+    "Write `results/<name>.npz`; `load_study_values` is the inverse."
+    index, arrays = [], {}
+    for kept in all_kept:
+        keys = {}
+        for label, x in packed_values(kept).items():
+            about = f'{x.dtype} {x.shape} '.encode()
+            keys[label] = hashlib.sha256(about + x.tobytes()).hexdigest()[:16]
+            arrays[keys[label]] = x
+        index.append(dict(task=kept.task, model=kept.model, detail=kept.detail, arrays=keys))
+    with atomic(Path(folder)/'results'/f'{name}.npz') as path, open(path, 'wb') as file:
+        np.savez_compressed(file, index=np.array(json.dumps(index)), **arrays)
+
+# %% ../nbs/foundations/records.ipynb #24356237
+def read_study_values(
+    path: str | Path,  # of a file that `save_study_values` wrote
+) -> list[StudyValues]:
+    "What the file holds. Raises `UserError` where it cannot be read."
+    found = []
+    try:
+        with np.load(path) as file:
+            for row in json.loads(str(file['index'])):
+                arrays = {label: file[key] for label, key in row.pop('arrays').items()}
+                ids = [arrays.pop(name).tolist() for name in ('study_ids', 'patients')]
+                found.append(StudyValues(row['task'], row['model'], *ids, arrays, row['detail']))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+        raise UserError(f'{path} does not hold values of studies ({type(e).__name__}): '
+                        'delete it and run that evaluation again') from e
+    return found
+
+# %% ../nbs/foundations/records.ipynb #e64741b2
+def load_study_values(
+    folder: str | Path,  # a folder of records
+) -> list[StudyValues]:
+    "Values of the studies of all evaluations in a results folder; none where none were kept."
+    return [kept for path in sorted(Path(folder).glob('*.npz')) for kept in read_study_values(path)]
+
+# %% ../nbs/foundations/records.ipynb #8cf73d8e
+def paired_record(
+    one: list[StudyValues],    # of a system, one a training seed
+    other: list[StudyValues],  # of another system: the same seeds and studies
+    metric: str,
+    statistic,     # (`StudyValues`, metric) → statistic for `paired_interval`
+    seed: int = 0, # of the bootstrap
+) -> Record:
+    """One system minus another with a paired 95% interval.
+
+    Raises `UserError` where they were measured on different studies.
+    """
+    first, second = one[0], other[0]
+    for kept in (*one, *other):
+        if kept.study_ids == first.study_ids: continue
+        raise UserError(f'{first.model} and {kept.model} were measured on different studies '
+                        f'({len(first.study_ids)} and {len(kept.study_ids)}): evaluate both on the same')
+    of_one, of_other = ([statistic(kept, metric) for kept in system] for system in (one, other))
+    i = paired_interval(of_one, of_other, first.patients, seed=seed)
+    detail = first.detail | dict(of=first.task, minus=second.model, seeds=len(one))
+    return Record('paired', first.model, metric, i.value, i.low, i.high, len(first.patients), seed, detail)
+
+# %% ../nbs/foundations/records.ipynb #fab0e180
+def same_conditions(one: StudyValues, other: StudyValues) -> bool:
+    "Whether two systems were measured on the same studies and in the same way, as far as `detail` says."
+    if (one.task, one.study_ids) != (other.task, other.study_ids): return False
+    shared = one.detail.keys() & other.detail.keys()
+    return all(one.detail[name] == other.detail[name] for name in shared)
+
+# %% ../nbs/foundations/records.ipynb #7e1fac54
+def paired_records(
+    all_kept: list[StudyValues],
+    models: list[str],  # each minus the models before it and minus all other systems
+    metrics: list[str],
+    statistic,          # (`StudyValues`, metric) → statistic, or None where it was not measured
+    seed: int = 0,      # of the bootstrap
+) -> list[Record]:
+    "Differences between models and other systems, wherever both were measured in the same way."
+    records = []
+    for one in all_kept:
+        if one.model not in models: continue
+        later = models[models.index(one.model):]
+        others = [kept for kept in all_kept if kept.model not in later and same_conditions(one, kept)]
+        for other, metric in product(others, metrics):
+            if None in (statistic(one, metric), statistic(other, metric)): continue
+            records.append(paired_record([one], [other], metric, statistic, seed))
+    return records

@@ -1,0 +1,78 @@
+"Fillings: what is hidden stays hidden, and every seed measures the same studies."
+import numpy as np
+import pytest
+import torch
+
+from chexmix.core import UserError
+from chexmix.inpaint import (
+    filling_statistic, get_classifier_steps, hide_pixels, keep_filling, keep_findings, masked_test_studies,
+    mean_filling, mean_records, model_filling, score_findings)
+from chexmix.finding_classifier import FindingsCNN
+from chexmix.metrics import paired_interval
+from chexmix.plots import mask_to_pixels
+from chexmix.pretrain import load_model
+from chexmix.records import paired_records
+
+
+@pytest.fixture(scope='module')
+def loaded(tiny_run): return load_model(tiny_run, 'stage2')
+
+
+@pytest.fixture(scope='module')
+def masked(tiny_run, loaded): return masked_test_studies(tiny_run, loaded[1], most=8, ratios=(.5,))[0]
+
+
+def test_the_seed_changes_the_masks_and_not_the_studies(tiny_run, loaded, masked):
+    other, _ = masked_test_studies(tiny_run, loaded[1], most=8, ratios=(.5,), seed=7)
+    assert other.study_ids == masked.study_ids
+    assert not torch.equal(other.masks['random', .5], masked.masks['random', .5])
+
+
+def test_hidden_pixels_cannot_leak(loaded, masked):
+    "Whatever stands in hidden cells, codes and filling are the same; hidden codes know more."
+    model, processor = loaded
+    mask = masked.masks['random', .5]
+    inside = mask_to_pixels(mask, masked.images.shape[-1])
+    scrambled = torch.where(inside, masked.images.flip(0), masked.images)
+    codes = [hide_pixels(processor, images, mask, .5) for images in (masked.images, scrambled)]
+    assert torch.equal(*codes)
+    assert not torch.equal(codes[0][~mask], masked.codes[~mask])
+    filled, _ = model_filling(model, processor, masked, hidden='pixels')['random', .5]
+    gray = float(masked.mean_image.mean())
+    assert torch.equal(filled[~mask], hide_pixels(processor, masked.images, mask, gray)[~mask])
+
+
+def test_squared_error_and_psnr_agree_study_by_study(masked):
+    for kept in keep_filling('mean fill', mean_filling(masked), masked):
+        np.testing.assert_allclose(kept.values['PSNR'], -10 * np.log10(kept.values['MSE']), rtol=1e-4)
+        metrics = [r.metric for r in mean_records(kept)]
+        assert metrics == ['MSE', 'PSNR', 'SSIM'] and filling_statistic(kept, 'token accuracy') is None
+
+
+def test_models_are_compared_on_the_same_masks(loaded, masked):
+    kept = keep_filling('mean fill', mean_filling(masked), masked)
+    kept += keep_filling('stage2', model_filling(*loaded, masked), masked, hidden='codes')
+    pairs = paired_records(kept, ['stage2'], ['MSE'], filling_statistic)
+    assert [(r.detail['mask_kind'], r.detail['minus']) for r in pairs] == [
+        ('random', 'mean fill'), ('block', 'mean fill')]
+    one, other = filling_statistic(kept[2], 'MSE'), filling_statistic(kept[0], 'MSE')
+    assert pairs[0].value == pytest.approx(paired_interval([one], [other], masked.patients).value)
+
+
+def test_every_record_of_the_classifier_says_what_it_reaches_on_originals(masked):
+    labels = np.zeros((len(masked.study_ids), 14))
+    labels[::2] = 1
+    torch.manual_seed(0)
+    images = {'original': masked.images, 'stage2': masked.images.flip(0)}
+    kept = keep_findings(FindingsCNN().eval(), images, labels, np.arange(3), masked, {'ratio': .5})
+    records = score_findings(kept, ['stage2'], seed=0)
+    assert [(r.model, r.detail.get('minus')) for r in records] == [
+        ('original', None), ('stage2', None), ('stage2', 'original')]
+    assert {r.detail['on_originals'] for r in records[:2]} == {round(records[0].value, 4)}
+    assert records[2].value == pytest.approx(records[1].value - records[0].value)
+
+
+def test_the_classifier_gets_the_steps_it_needs():
+    assert get_classifier_steps('tiny') < 300 < get_classifier_steps('small') == 3000
+    assert get_classifier_steps('small', 10) == 10
+    with pytest.raises(UserError, match='classifier_steps'): get_classifier_steps('small', -1)
