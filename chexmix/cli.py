@@ -189,7 +189,7 @@ def is_table(
     "True where `out` names a table: an ending that is not that of a picture."
     return Path(out).suffix.lower() not in ('', '.png')
 
-# %% ../nbs/14_cli.ipynb #e0d86373
+# %% ../nbs/14_cli.ipynb #71649ad5
 def readable_rows(
     args,
     job,               # of `batch_inference`
@@ -202,7 +202,7 @@ def readable_rows(
             if 'reason' in row: print(f'chexmix: {row["reason"]}', file=sys.stderr)
             else: yield row
 
-# %% ../nbs/14_cli.ipynb #96ab15f8
+# %% ../nbs/14_cli.ipynb #38e4125f
 def check_out(
     args,
     text: bool,            # whether rows have a report
@@ -236,7 +236,7 @@ def serve(
         print(f'{row["path"]}\n{show(row)}\n', flush=True)
     return 0 if n_read == len(paths) else 2
 
-# %% ../nbs/14_cli.ipynb #99a08bc3
+# %% ../nbs/14_cli.ipynb #165531cd
 def refuse_unused(
     args,
     *names: str,  # of options

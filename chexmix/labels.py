@@ -5,5 +5,5 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/data/labels.ipynb #0cee541e
+# %% ../nbs/data/labels.ipynb #5087df9e
 from .report_text import *

@@ -255,7 +255,7 @@ def image_names(images: list) -> list[str]:
     "What answers and errors call each image: its path, or its number in the list."
     return [os.fspath(x) if isinstance(x, (str, os.PathLike)) else f'image {k}' for k, x in enumerate(images)]
 
-# %% ../nbs/inference/pipeline.ipynb #f97d7efe
+# %% ../nbs/inference/pipeline.ipynb #ef5ec1c9
 INPUTS = ('a path, an array or tensor (H, W) or (H, W, 3), a picture of Pillow, '
           'or a list, Series or array of paths')
 

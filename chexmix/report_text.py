@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['FINDINGS', 'PARENTS', 'MISSING', 'MARKS', 'SECTIONS', 'WORDS', 'HEART_PHRASES', 'LUNG_PHRASES', 'PLEURAL_PHRASES',
-           'OTHER_PHRASES', 'LEXICON', 'NORMAL', 'CUES', 'VALUES', 'with_parents', 'encoding_of', 'decode_text',
-           'is_missing', 'tidy', 'report_sections', 'letters', 'report_text', 'text_gap', 'count_gaps', 'alternatives',
-           'phrase_words', 'stem', 'patterns', 'check_names', 'Rules', 'find_phrases', 'opens_clause', 'own_verb',
-           'clause_numbers', 'listed', 'reaches', 'deciding_cue', 'Mention', 'read_sentence', 'pieces',
-           'report_mentions', 'standard_rules', 'label_report', 'explain_report', 'finding_words', 'labels_to_text',
-           'resolve_uncertain']
+           'OTHER_PHRASES', 'LEXICON', 'NORMAL', 'UNCHANGED', 'CUES', 'VALUES', 'with_parents', 'encoding_of',
+           'decode_text', 'is_missing', 'tidy', 'without_tags', 'without_markdown', 'plain_text', 'Layout', 'layout_of',
+           'ends_statement', 'join_lines', 'report_sections', 'letters', 'report_text', 'text_gap', 'count_gaps',
+           'alternatives', 'phrase_words', 'stem', 'patterns', 'check_names', 'Rules', 'find_phrases', 'opens_clause',
+           'own_verb', 'clause_numbers', 'listed', 'reaches', 'deciding_cue', 'Mention', 'read_sentence', 'pieces',
+           'divided_words', 'divided_lists', 'written_answers', 'report_mentions', 'standard_rules', 'label_report',
+           'explain_report', 'finding_words', 'labels_to_text', 'resolve_uncertain']
 
 # %% ../nbs/data/report_text.ipynb #82784c85
-import re
+import html, re
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -44,7 +45,7 @@ def with_parents(
         if present or (uncertain and labels[parent] != 1): labels[parent] = labels[child]
     return labels
 
-# %% ../nbs/data/report_text.ipynb #fca8cfb3
+# %% ../nbs/data/report_text.ipynb #df5e0735
 _MARKS = {
     b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe\0\0': 'utf-32', b'\0\0\xfe\xff': 'utf-32',
     b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}
@@ -60,7 +61,7 @@ def encoding_of(
         if is_wide and start[:200].count(0) <= len(zeros) + 1: return encoding
     return 'utf-8'
 
-# %% ../nbs/data/report_text.ipynb #82c42bae
+# %% ../nbs/data/report_text.ipynb #9dcb9482
 def decode_text(
     content: bytes,  # of a text file
 ) -> str:
@@ -70,7 +71,7 @@ def decode_text(
     except UnicodeDecodeError: text = content.decode('cp1252', 'replace')
     return text.removeprefix('\ufeff')
 
-# %% ../nbs/data/report_text.ipynb #0336e3e7
+# %% ../nbs/data/report_text.ipynb #4ed02e9e
 MISSING = frozenset((
     '', 'nan', 'null', 'none', 'nil', 'na', 'n/a', '#n/a', '<na>', 'nat', '-', '--', '–', '—', '−', '.'))
 
@@ -136,6 +137,105 @@ _HEADER = re.compile(
     rf'\b(?P<capitals>(?-i:{_CAPITALS}))[ \t]*:|'       # within a line, in capitals
     rf'^(?P<title>{_TITLE}):(?=\s|$)')
 
+# %% ../nbs/data/report_text.ipynb #97d44493
+_BLOCKS = r'br|p|div|li|ul|ol|tr|table|tbody|thead|h[1-6]|pre|hr|section|html|body|head|center'
+_INLINE = r'b|i|u|em|strong|span|font|a|sup|sub|small|td|th|code'
+_CELL = re.compile(r'(?i)</t[dh]>\s*<t[dh]\b[^<>]{0,200}>')
+_BLOCK = re.compile(rf'(?i)<\s*/?(?:{_BLOCKS})\b[^<>]{{0,200}}>')
+_TAG = re.compile(rf'(?i)<\s*/?(?:{_INLINE})\b[^<>]{{0,200}}>')
+_ENTITY = re.compile(r'&(?:#\d{1,6}|#x[0-9a-fA-F]{1,6}|[a-zA-Z]{2,8});')
+
+def without_tags(text: str) -> str:
+    "HTML as plain text: what begins a block begins a line, cells of a row are joined by a colon."
+    if '<' in text: text = _TAG.sub('', _BLOCK.sub('\n', _CELL.sub(': ', text)))
+    return _ENTITY.sub(lambda match: html.unescape(match[0]), text) if '&' in text else text
+
+# %% ../nbs/data/report_text.ipynb #498b7600
+def without_markdown(text: str) -> str:
+    "Markdown as plain text: headings and emphasis lose their marks, cells of a row are joined by a colon."
+    text = re.sub(r'(?m)^[ \t|:]*+-{3,}[ \t:|-]*+$', '', text)
+    text = re.sub(r'(?m)^[ \t]*+#{1,6}[ \t]+', '', text)
+    text = re.sub(r'(?<!\[)\*\*(?![\]*])|`', '', text)  # [**…**] is a mark of de-identification
+    if '|' not in text: return text
+    lines = []
+    for line in text.split('\n'):
+        cells = [cell.strip() for cell in line.strip().strip('|').split('|')]
+        lines.append(': '.join(filter(None, cells)) if line.lstrip().startswith('|') else line)
+    return '\n'.join(lines)
+
+# %% ../nbs/data/report_text.ipynb #b0c23d96
+def plain_text(
+    text: str,  # of a report
+) -> str:
+    "A report without the marks of HTML, Markdown and JSON; each of its lines ends in a line feed."
+    text = '\n'.join(text.replace('\ufeff', '').splitlines())
+    if '\\' in text: text = re.sub(r'\\r\\n|\\[nr]', '\n', text).replace('\\t', ' ')
+    return without_markdown(without_tags(text))
+
+# %% ../nbs/data/report_text.ipynb #433104b8
+_JOINERS = frozenset((
+    'a an the of in on at to from into over with without and or nor but is are was were be been being has '
+    'have had no not as by for than that which this these there their its any may might could can cannot '
+    'both either versus vs than when while if like up down near between within per via new dr').split())
+_PROPER = frozenset((
+    'swan port dobhoff dobbhoff hickman foley kerley monday tuesday wednesday thursday friday saturday '
+    'sunday january february march april june july august september october november december').split())
+_BULLET = re.compile(
+    r'[-*•–—·▪►●○◦‣⁃+>][-*]*[ \t]*(?=[^\W\d_]|\d)|'
+    r'\(?(?:\d{1,2}|[a-zA-Z])[.)\]](?=\s|[A-Za-z])')
+
+@dataclass(frozen=True)
+class Layout:
+    "How the lines of a text are set."
+    width: int          # of the longest line
+    has_stops: bool     # some line holds the end of a sentence
+    has_cases: bool     # small letters as well as capitals
+
+def layout_of(lines: list[str]) -> Layout:
+    "The layout of lines that are not empty."
+    text = '\n'.join(lines)
+    has_stops = bool(re.search(r'[^\W\d_]{2}[.!?](?:\s|$)', text))
+    return Layout(max(map(len, lines), default=0), has_stops, bool(re.search('[a-z]', text)))
+
+# %% ../nbs/data/report_text.ipynb #96702cc8
+def ends_statement(
+    line: str,
+    following: str,  # the next line
+    layout: Layout,
+    is_paragraph: bool = False,  # an empty line stands between them
+) -> bool:
+    "Whether a line end is the end of a statement that has no full stop, and not a break at the margin."
+    if line[-1] in '.!?:;,-/([': return False
+    if _BULLET.match(following): return True
+    first = following.split(maxsplit=1)[0]
+    word = first.strip('.,;:').lower()
+    if line.rsplit(maxsplit=1)[-1].lower() in _JOINERS: return False
+    is_continued = not layout.has_cases or not first[0].isupper()
+    if is_continued and (word in _JOINERS and word != 'no' or layout.has_stops): return False
+    fills = len(line) + 1 + len(first) > layout.width and (layout.has_stops or layout.width >= 45)
+    if is_paragraph or not fills: return True
+    return not is_continued and first[1:].islower() and word not in _PROPER
+
+# %% ../nbs/data/report_text.ipynb #5e9a30d2
+def join_lines(
+    text: str,  # of a section
+) -> str:
+    "A text on one line; a line end that ends a statement becomes a full stop, and bullets are left out."
+    if '\n' not in text.strip() and text.lstrip()[:1] not in '-*•': return text
+    lines = [line.strip() for line in text.split('\n')]
+    layout = layout_of([line for line in lines if line])
+    joined, is_paragraph = [], False
+    for line in lines:
+        if not line:
+            is_paragraph = True
+            continue
+        stops = joined and ends_statement(joined[-1], line, layout, is_paragraph)
+        if stops: joined[-1] += '.'
+        bullet = _BULLET.match(line)
+        joined.append(line[bullet.end():] if bullet and not bullet[0].strip()[-1:] in '.)]' else line)
+        is_paragraph = False
+    return ' '.join(joined)
+
 # %% ../nbs/data/report_text.ipynb #d7dfa554
 def report_sections(
     text: str,  # a report with or without headers; anything but a string is no report
@@ -144,7 +244,7 @@ def report_sections(
 
     Without the header FINDINGS, what stands under no header is the findings.
     """
-    text = '\n'.join(text.splitlines()) if isinstance(text, str) else ''
+    text = plain_text(text) if isinstance(text, str) else ''
     sections, name, start = {'': ''}, '', 0
     for header in [*_HEADER.finditer(text), None]:
         body = text[start:header.start() if header else None].lstrip()
@@ -157,7 +257,7 @@ def report_sections(
         start = header.end() if header else None
     sections[''] = re.sub(rf'(?im)^{_TITLE}$', '', sections[''])
     if not tidy(sections.get('findings')): sections['findings'] = sections.pop('')
-    return {name: line for name, body in sections.items() if (line := tidy(body))}
+    return {name: line for name, body in sections.items() if (line := tidy(join_lines(body)))}
 
 # %% ../nbs/data/report_text.ipynb #ff8f3ab2
 def letters(
@@ -220,6 +320,17 @@ WORDS = {
     'IS': (
         'is are was were has have had appear appears appeared remain remains remained '
         'demonstrate demonstrates show shows'),
+    'PARTLY': (
+        'nearly partially partly incompletely almost largely mostly substantially mainly predominantly '
+        'considerably markedly'),
+    'FULLY': 'completely fully entirely totally yet quite',
+    'NOTABLE': (
+        'significant substantial appreciable definite further interval marked considerable new obvious '
+        'radiographic major convincing clear'),
+    'COURSE': (
+        'worsening improvement enlargement increase decrease difference progression regression growth '
+        'expansion extension resolution clearing disappearance removal'),
+    'SMALL': 'a small tiny trace mild minimal slight moderate some',
     'SEEN': (
         'seen identified present visualized visualised evident demonstrated appreciated noted '
         'detected apparent found visible'),
@@ -303,6 +414,21 @@ NORMAL = {
     'No Finding': 'no acute|active|finding*|abnormal*|radiographic, NORMAL, clear, negative',
 }
 
+# %% ../nbs/data/report_text.ipynb #448da5ed
+UNCHANGED = (  # what compares, or seems to deny, and changes nothing
+    'no change*, no … change*|increase*|decrease*|progression, '
+    'not … changed|increased|decreased, without … change, not well SEEN, '
+    'PARTLY resolved|cleared|disappeared|removed, PARTLY FULLY resolved|cleared|disappeared, '
+    'partial|near|incomplete resolution|clearing of, near complete resolution of, '
+    'not resolved|cleared|removed|disappeared|worsened|improved|progressed|regressed|diminished, '
+    'not FULLY resolved|cleared|removed|disappeared, not PARTLY resolved|cleared|improved, '
+    'not been removed|cleared|resolved, not FULLY been removed|cleared|resolved, '
+    'not yet FULLY resolved|cleared|disappeared, never resolved|cleared|disappeared, '
+    'failed|fails|failure to resolve|clear, yet to resolve|clear|disappear, '
+    'no COURSE of|in, no NOTABLE COURSE of|in, no NOTABLE NOTABLE COURSE of|in, '
+    'without COURSE of|in, without NOTABLE COURSE of|in, not COURSE of, '
+    'no doubt, without doubt, without a doubt, not only|just|merely|simply')
+
 # %% ../nbs/data/report_text.ipynb #7896d4ee
 CUES = {
     'advice before': (
@@ -315,15 +441,12 @@ CUES = {
         'neither, nor, rather than'),
     'negation after': (
         'not SEEN, not … SEEN, absent, excluded, ruled out, unlikely, '
-        'is|are|appear|appears normal, within normal limits, within limits of normal'),
+        'is|are|appear|appears normal, within normal limits, within limits of normal, '
+        'not recurred|reaccumulated|returned|developed'),
     'comparison before': 'resolution of, clearing of, removal of',
-    'comparison after': 'cleared, disappeared, no longer SEEN, no longer',
-    'comparison either': 'resolved, removed',
-    'comparison same': (
-        'no change*, no … change*|increase*|decrease*|progression, '
-        'not … changed|increased|decreased, without … change, not well SEEN, '
-        'nearly|partially|incompletely|almost resolved, partial|near resolution of, '
-        'near complete resolution of'),
+    'comparison after': 'cleared, disappeared, no longer SEEN',
+    'comparison either': 'resolved, removed, no longer',
+    'comparison same': UNCHANGED,
     'uncertainty before': (
         'may|might|could be|represent|reflect|indicate|include, '
         'may|might|could also be|represent|reflect|indicate|include, suspicious for, '
@@ -337,7 +460,8 @@ CUES = {
         'appropriate|correct|proper clinical setting'),
     'clause': (
         'but, however, although, though, except, apart from, aside from, other than, otherwise, '
-        'superimposed on, secondary to, while, whereas'),
+        'superimposed on, secondary to, while, whereas, with residual|persistent|persisting|remaining, '
+        'with SMALL residual|persistent|persisting|remaining, with a SMALL residual|persistent'),
 }
 # The value of a mention in reach of a cue; the first stage that applies decides.
 VALUES = {'advice': np.nan, 'negation': 0., 'comparison': 0., 'uncertainty': -1.}
@@ -474,6 +598,7 @@ def find_phrases(
 _OPENERS = set(
     'there a an with stable unchanged mild moderate '
     'possible possibly probable probably likely questionable'.split())
+_SIZES = set('small tiny trace minimal slight'.split())  # nobody denies that an effusion is small
 _IS, _SEEN = set(WORDS['IS'].split()), set(WORDS['SEEN'].split())
 
 def opens_clause(
@@ -490,6 +615,7 @@ def opens_clause(
     if words[i] not in (',', 'and', 'or') or j >= len(words): return False
     if j in denials: return True
     if words[i] != 'or' and words[j] in _OPENERS: return True
+    if words[i] != 'or' and words[j] in _SIZES and any(start < i for start in denials): return True
     return words[i] == ',' and (words[j] == 'the' or words[i - 1] in _SEEN)
 
 # %% ../nbs/data/report_text.ipynb #80d62712
@@ -564,10 +690,12 @@ def deciding_cue(
 ) -> tuple[str, str]:  # stage, words
     """The cue that decides about a mention: the first stage of `VALUES` with a cue in reach.
 
-    A word with which a phrase of `NORMAL` itself begins decides nothing.
+    A word with which a phrase of `NORMAL` itself begins or ends decides nothing.
     """
     if mention.label_.startswith('normal'):
-        cues = [cue for cue in cues if cue.start != mention.start]
+        def is_own(cue):
+            return cue.start == mention.start or mention.start < cue.start and cue.end == mention.end
+        cues = [cue for cue in cues if not is_own(cue)]
     for stage in VALUES:
         for cue in cues:
             is_of_stage = cue.label_.startswith(f'cue: {stage}')
@@ -628,6 +756,48 @@ def pieces(
             start = end
     yield sentence[start:].text
 
+# %% ../nbs/data/report_text.ipynb #9648f0da
+def divided_words(text: str) -> str:
+    "Spaces where a stop, number or bracket touches the next word; “isn't” in two words."
+    text = re.sub(r'(?<=[A-Za-z)\]]{2})([.,;:!?)\]])(?=[A-Za-z(\[]|\d{1,2}[.)])', r'\1 ', text)
+    text = re.sub(r'(?<![\w.,])(\(?\d{1,2}[.):\]])(?=[A-Za-z])', r'\1 ', text)
+    text = re.sub(r'(?<=[A-Za-z)])(?=[(\[])', ' ', text)
+    text = re.sub(r"(?i)\bcan['’]t\b", 'cannot', text)
+    return re.sub(r"(?i)(?<=\w)n['’]t\b", ' not', text)
+
+# %% ../nbs/data/report_text.ipynb #c5ecca8c
+_ITEM = re.compile(r'(?<![\w.,-])\(?(\d{1,2})[.)\]](?=\s+[A-Za-z])')
+
+def divided_lists(text: str) -> str:
+    "A numbered list that runs on in one line, its numbers 1, 2, … replaced by full stops."
+    expected, parts, start = 1, [], 0
+    for item in _ITEM.finditer(text):
+        if int(item[1]) not in (1, expected): continue
+        expected = int(item[1]) + 1
+        parts.append(text[start:item.start()].rstrip())
+        start = item.end()
+    return '. '.join([*parts, text[start:].lstrip()]) if parts else text
+
+# %% ../nbs/data/report_text.ipynb #b3f146db
+_NOTHING = (
+    r'(?:none|no|nil|not?|absent|negative|neg|nothing|never|denied|n)'
+    r'(?: (?:evidence|seen|identified|evident|present|noted|appreciated|detected|visualized|found|'
+    r'apparent))?')
+_ENDS = r'(?=\s*(?:[.;,|)\]]|$)|\s+[A-Z][A-Za-z ]{0,40}(?::|\s[-=]\s|\())'
+_ANSWER = re.compile(rf'(?i:\s*(?::|=|\?|\s[-–—]+|->)\s*[(\[]?\s*{_NOTHING}\s*[)\]]?){_ENDS}')
+_BRACKETED = re.compile(rf'(?i)\s*[(\[]\s*{_NOTHING}\s*[)\]]')
+_HEADING = re.compile(
+    r'(?i)\b(heart|cardiac|cardiomediastinal|silhouette|size|mediastin\w+|contours?|lungs?|pleurae?|pleural '
+    r'(?:spaces?|surfaces?)|bones?|osseous structures?|ribs?|angles?|hil[ai]) ?(?::|=| [-–—])[ ]+'
+    r'(?=(?:(?:mildly|moderately|markedly|severely|borderline|top|upper|grossly|slightly) )?'
+    r'(?:enlarged|large|prominent|dilated|widened|wide|normal|unremarkable|clear|intact|sharp)\b)')
+
+def written_answers(text: str) -> str:
+    "Headings with a short answer as clauses: “Pneumothorax: none” is absent, “Heart: enlarged” is enlarged."
+    text = _BRACKETED.sub(' absent', text)
+    text = _ANSWER.sub(' absent', text)
+    return _HEADING.sub(r'\1 is ', text)
+
 # %% ../nbs/data/report_text.ipynb #60a2b85d
 def report_mentions(
     text: str,     # a report, with or without section headers
@@ -635,7 +805,8 @@ def report_mentions(
 ):
     "Yield each `Mention` in findings and impression, sentence by sentence."
     sections = report_sections(text)
-    text = tidy(' '.join(sections.get(part, '') for part in ('findings', 'impression')), mark='')
+    text = tidy('. '.join(sections.get(part, '') for part in ('findings', 'impression')), mark='')
+    text = written_answers(divided_lists(divided_words(text)))
     text = re.sub(r'(?:\. ?){2,}', '. ', text)    # several stops in a row
     text = re.sub(r'(?<=\w)-(?=\w)', ' ', text)   # hyphens
     text = re.sub(r'\S{60,}', ' ', text)          # what cannot be a word

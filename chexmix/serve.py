@@ -5,5 +5,5 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/inference/serve.ipynb #5a920a56
+# %% ../nbs/inference/serve.ipynb #de67688a
 from .batch_inference import *

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -52,7 +51,7 @@ def write_png(path, value=100):
 
 # The journal
 
-LETTERS = ['\u2028', '\u2029', '\x85', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\r', '\n', '\ud800', '\0', '😀', '"\\']
+LETTERS = ['\u2028', '\u2029', '\x85', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\r', '\n', '\ud800', '\0', '😀']
 
 
 @pytest.mark.parametrize('letter', LETTERS, ids=ascii)
@@ -83,7 +82,12 @@ def test_a_damaged_journal_is_named(tmp_path):
 def break_file(path): path.write_bytes(b'\x89PNG broken')
 
 
-MENDED = {'written anew': write_png, 'linked': lambda path: (path.unlink(), path.symlink_to(path.parent/'b.png'))}
+def link_instead(path):
+    path.unlink()
+    path.symlink_to(path.parent/'b.png')
+
+
+MENDED = {'written anew': write_png, 'linked': link_instead}
 
 
 @pytest.mark.parametrize('how', MENDED)
@@ -124,7 +128,8 @@ def link_to(target, path):
     return path
 
 
-PROTECTED = {  # what is given and what is to be written, in a folder with images in/a.png, in/deep/b.png and t.csv
+# What is given and what is to be written, in a folder with images in/a.png, in/deep/b.png and t.csv.
+PROTECTED = {
     'the image': (['in/a.png'], 'in/a.png'),
     'the table': (['t.csv'], 't.csv'),
     'an image of the table': (['t.csv'], 'in/a.png'),
@@ -244,4 +249,4 @@ def test_reports_to_choose_among_in_any_encoding(name, tmp_path):
 
 def test_the_earlier_name_of_the_module():
     from chexmix import serve
-    assert serve.find_images is batch_inference.find_images and np.all(serve.WRITERS is batch_inference.WRITERS)
+    assert serve.find_images is batch_inference.find_images and serve.WRITERS is batch_inference.WRITERS

@@ -216,7 +216,8 @@ MISSING_SPELLINGS = (
 
 @pytest.mark.parametrize('cell', MISSING_SPELLINGS)
 def test_a_missing_value_is_missing_in_any_spelling(cell, tmp_path, capsys):
-    rows = f'path,study_id,patient_id,view,split,text,Edema\na.png,{cell},{cell},{cell},{cell},{cell},{cell}\n'
+    header = 'path,study_id,patient_id,view,split,text,Edema'
+    rows = f'{header}\na.png{f",{cell}" * 6}\n'
     manifest = read_table(write_bytes(tmp_path/'t.csv', rows.encode()))
     row = manifest.iloc[0]
     assert row.study_id == row.patient_id == 'a.png' and row['view'] == row['split'] == ''
@@ -256,7 +257,7 @@ FINDING_CELLS = {
     'lists and a short note': (['Effusion|Mass', 'Edema', 'see edema'], [2], ('Edema', 1)),
     'sentences and one word': ([EFFUSION, 'No edema.', 'Normal'], [0, 1, 2], ('No Finding', 1)),
     'a denial': (['Normal', 'Normal', 'No effusion is seen.'], [2], ('Pleural Effusion', 0)),
-    'two sentences': (['Normal', 'Normal', 'Normal', 'Clear.', 'Left effusion.'], [3, 4], ('Pleural Effusion', 1)),
+    'two sentences': (['Normal'] * 3 + ['Clear.', 'Left effusion.'], [3, 4], ('Pleural Effusion', 1)),
     'commas': (['Normal', 'No Finding', 'Effusion, small, on the left side'], [2], ('Pleural Effusion', 1)),
 }
 

@@ -678,7 +678,10 @@ def test_a_missing_file_is_named_with_what_to_download(name, file, tmp_path):
     assert '\n' not in message
 
 
-@pytest.mark.parametrize('name', sorted(set(COLLECTIONS) - {'read_table', 'folder', 'dicom_folder', 'mixed_folder'}))
+OWN = {'read_table', 'folder', 'dicom_folder', 'mixed_folder'}
+
+
+@pytest.mark.parametrize('name', sorted(set(COLLECTIONS) - OWN))
 def test_missing_images_are_left_out_and_none_is_an_error(name, tmp_path, capsys):
     arguments = COLLECTIONS[name].build(tmp_path)
     first, *others = load(name, arguments).path
@@ -955,7 +958,8 @@ REPORT_FILES = {  # images, text files, and for each image whether the report is
 
 def write_image(path):
     "A PNG under the name of a picture, else DICOM."
-    if path.suffix.lower() in ('.png', '.jpg', '.jpeg', '.tif'): return write_tree(path.parent, {path.name: PNG})
+    is_picture = path.suffix.lower() in ('.png', '.jpg', '.jpeg', '.tif')
+    if is_picture: return write_tree(path.parent, {path.name: PNG})
     return write_dicom(path, study=generate_uid(), patient=path.name)
 
 
@@ -976,7 +980,8 @@ def test_two_reports_of_one_image_are_named(tmp_path):
 
 WINDOWS = 'Findings: The heart is enlarged.\r\nImpression: Größe normal.\r\n'
 ENCODINGS = [
-    'utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be', 'utf-32', 'cp1252', 'latin-1', 'iso8859-15', 'cp1250']
+    'utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be', 'utf-32', 'cp1252', 'latin-1', 'iso8859-15',
+    'cp1250']
 
 
 @pytest.mark.parametrize('ends', ['\r\n', '\n', '\r'], ids=['windows', 'unix', 'old mac'])

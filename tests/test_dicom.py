@@ -523,7 +523,7 @@ def test_what_cannot_be_known_is_named(name, tmp_path):
 
 def test_a_lut_without_its_descriptor_is_named(tmp_path):
     item = pydicom.Dataset()
-    item.LUTData = bytes(8)
+    item.add_new('LUTData', 'OW', bytes(8))
     path = dicom(tmp_path/'a.dcm', WHOLE, bits=12, VOILUTSequence=[item])
     with pytest.raises(UserError, match='it lacks its LUTDescriptor'): read_pixels(path)
 
@@ -548,4 +548,5 @@ WINDOWS = {  # elements, and the mean of the picture
 @pytest.mark.parametrize('name', WINDOWS)
 def test_windows_that_viewers_ignore_or_use(name, tmp_path):
     tags, mean = WINDOWS[name]
-    assert to_unit(pixels_of(dicom(tmp_path/'a.dcm', WHOLE, bits=12, **tags))).mean() == pytest.approx(mean, abs=.01)
+    unit = to_unit(pixels_of(dicom(tmp_path/'a.dcm', WHOLE, bits=12, **tags)))
+    assert unit.mean() == pytest.approx(mean, abs=.01)

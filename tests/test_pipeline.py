@@ -12,10 +12,13 @@ from chexmix.pipeline import image_list, pipeline
 
 PIXELS = np.add.outer(np.arange(70), np.arange(50)).astype(np.uint8)
 SEVERAL = {
-    'list': lambda path: [path, path], 'tuple': lambda path: (path, path), 'Series': lambda path: pd.Series([path, path]),
+    'list': lambda path: [path, path], 'tuple': lambda path: (path, path),
+    'Series': lambda path: pd.Series([path, path]),
     'Series with an index': lambda path: pd.Series([path, path], index=['x', 'y']),
-    'array of paths': lambda path: np.array([path, path]), 'array of objects': lambda path: np.array([Path(path)] * 2, object),
-    'generator': lambda path: (path for _ in range(2)), 'column of a table': lambda path: pd.DataFrame({'path': [path] * 2}),
+    'array of paths': lambda path: np.array([path, path]),
+    'array of objects': lambda path: np.array([Path(path)] * 2, object),
+    'generator': lambda path: (path for _ in range(2)),
+    'column of a table': lambda path: pd.DataFrame({'path': [path] * 2}),
     'arrays': lambda path: [PIXELS, PIXELS], 'tensors': lambda path: [torch.tensor(PIXELS)] * 2,
     'pictures': lambda path: [Image.fromarray(PIXELS)] * 2, 'mixed': lambda path: [path, PIXELS],
     'batch of tensors': lambda path: torch.tensor(PIXELS)[None, None].expand(2, -1, -1, -1)}
@@ -23,9 +26,10 @@ ONE = {
     'path': lambda path: path, 'Path': lambda path: Path(path), 'array': lambda path: PIXELS,
     'tensor': lambda path: torch.tensor(PIXELS), 'picture': lambda path: Image.fromarray(PIXELS),
     'channel first': lambda path: torch.tensor(PIXELS)[None]}
-NOTHING = [[], (), pd.Series([], dtype=object), np.array([], dtype=object), iter(()), pd.DataFrame({'path': []}),
-           np.array([], dtype=str), {}.keys(), set(), torch.zeros(0, 1, 8, 8)]
-WRONG = [None, 7, 1.5, b'a.png', {'path': 'a.png'}, object(), pd.DataFrame({'image': ['a.png']}), True, [None], [3]]
+NOTHING = [[], (), pd.Series([], dtype=object), np.array([], dtype=object), iter(()),
+           pd.DataFrame({'path': []}), np.array([], dtype=str), {}.keys(), set(), torch.zeros(0, 1, 8, 8)]
+NO_PATHS = pd.DataFrame({'image': ['a.png']})
+WRONG = [None, 7, 1.5, b'a.png', {'path': 'a.png'}, object(), NO_PATHS, True, [None], [3]]
 
 
 @pytest.fixture(scope='module')
@@ -55,13 +59,16 @@ def test_one_image_gives_one_answer(name, embed, path):
 def test_no_image_gives_no_answer(images, embed): assert embed(images) == []
 
 
-@pytest.mark.parametrize('images', WRONG, ids=repr)
+@pytest.mark.parametrize('images', WRONG, ids=lambda x: type(x).__name__)
 def test_what_is_no_image_is_one_line(images, embed):
     with pytest.raises(UserError, match='is no radiograph: give') as error: embed(images)
     assert len(str(error.value)) < 250 and '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('images', [pd.Series(['none.png']), np.array(['none.png']), ['none.png'], 'none.png'])
+ABSENT = [pd.Series(['none.png']), np.array(['none.png']), ['none.png'], 'none.png']
+
+
+@pytest.mark.parametrize('images', ABSENT, ids=lambda x: type(x).__name__)
 def test_a_missing_file_is_named_alone(images, embed):
     with pytest.raises(UserError, match='cannot read none.png: No such file') as error: embed(images)
     assert 'dtype' not in str(error.value)
@@ -69,5 +76,6 @@ def test_a_missing_file_is_named_alone(images, embed):
 
 def test_options_are_used_or_refused(embed):
     with pytest.raises(UserError, match='no such option: polcy'): pipeline('embed', polcy='crop')
-    with pytest.raises(UserError, match='policy would be ignored'): pipeline('embed', embed.opened, policy='crop')
+    with pytest.raises(UserError, match='policy would be ignored'):
+        pipeline('embed', embed.opened, policy='crop')
     assert image_list('a.png') == (['a.png'], False)

@@ -389,7 +389,8 @@ RESOLUTIONS = {  # ending, options of Pillow, height by width of a pixel
     'jpeg': ('jpg', {'dpi': (200, 100)}, 2), 'tiff': ('tif', {'dpi': (204, 102)}, 2),
     'packed tiff': ('tif', {'dpi': (100, 200), 'compression': 'tiff_lzw'}, .5),
     'square': ('png', {'dpi': (300, 300)}, 1), 'nearly square': ('png', {'dpi': (300, 301)}, 1),
-    'nothing said': ('tif', {}, 1), 'nonsense': ('tif', {'dpi': (1, 4000)}, 1), 'square jpeg': ('jpg', {'dpi': (72, 72)}, 1)}
+    'nothing said': ('tif', {}, 1), 'nonsense': ('tif', {'dpi': (1, 4000)}, 1),
+    'square jpeg': ('jpg', {'dpi': (72, 72)}, 1)}
 
 
 @pytest.mark.parametrize('name', RESOLUTIONS)
@@ -420,7 +421,8 @@ LOW = np.linspace(0, 4095, 64 * 48).reshape(64, 48).astype(np.uint16)
 ALPHA = np.full_like(LOW, 65535)
 DEEP = {
     'gray': (LOW, 0), 'gray and alpha': (np.dstack([LOW, ALPHA]), 4), 'RGB': (np.dstack([LOW] * 3), 2),
-    'RGB and alpha': (np.dstack([LOW, LOW, LOW, ALPHA]), 6), 'gray and little alpha': (np.dstack([LOW, LOW]), 4)}
+    'RGB and alpha': (np.dstack([LOW, LOW, LOW, ALPHA]), 6),
+    'gray and little alpha': (np.dstack([LOW, LOW]), 4)}
 
 
 @pytest.mark.parametrize('ending', ['png', 'jpg', 'tif', 'dat'])
@@ -456,7 +458,7 @@ MODES = ['1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'I',
 @pytest.mark.parametrize('mode', MODES)
 def test_a_picture_in_memory_is_the_picture_in_its_file(mode, tmp_path, gray):
     image = Image.fromarray(gray.astype(np.uint16)) if mode == 'I;16' else Image.fromarray(gray).convert(mode)
-    path = tmp_path/'a.tif' if mode in ('RGBX', 'CMYK', 'YCbCr', 'F', 'PA') else tmp_path/'a.png'
+    path = tmp_path/'a.tif' if mode in ('RGBX', 'CMYK', 'YCbCr', 'F', 'I') else tmp_path/'a.png'
     if mode == 'PA': path, image = tmp_path/'a.png', image.convert('P')
     image.save(path)
     expected = read_radiograph(path, 64)
@@ -469,7 +471,8 @@ def test_a_picture_in_memory_is_the_picture_in_its_file(mode, tmp_path, gray):
 
 TENSORS = {
     'gray': lambda p: torch.tensor(p), 'one channel': lambda p: torch.tensor(p)[None],
-    'three channels': lambda p: torch.tensor(p).expand(3, -1, -1), 'channels last': lambda p: torch.tensor(in_rgb(p)),
+    'three channels': lambda p: torch.tensor(p).expand(3, -1, -1),
+    'channels last': lambda p: torch.tensor(in_rgb(p)),
     'float': lambda p: torch.tensor(p / 255).float(), 'double': lambda p: torch.tensor(p / 255),
     'wants gradients': lambda p: torch.tensor(p / 255).float().requires_grad_(),
     '16 bits': lambda p: torch.tensor(p.astype(np.int16)), 'view': lambda p: torch.tensor(p.T.copy()).T,
@@ -481,6 +484,9 @@ def test_a_tensor_is_read_as_its_pixels(name, gray):
     np.testing.assert_allclose(read_radiograph(TENSORS[name](gray), 64), read_radiograph(gray, 64), atol=1e-6)
 
 
-@pytest.mark.parametrize('value', [None, 7, 0, 1.5, b'a.png', {'path': 'a.png'}, object(), ('a.png',), np.int64(0), True])
+NO_IMAGES = [None, 7, 0, 1.5, b'a.png', {'path': 'a.png'}, object(), ('a.png',), np.int64(0), True]
+
+
+@pytest.mark.parametrize('value', NO_IMAGES, ids=lambda x: type(x).__name__)
 def test_what_is_no_radiograph_is_named_by_its_type(value):
     with pytest.raises(UserError, match='is no radiograph: give a path'): read_radiograph(value, 8)
