@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'read_all', 'output_paths', 'Parser', 'command', 'phantom', 'run_settings', 'tokenizer', 'start_settings',
-           'pretrain', 'show_records', 'opened', 'is_table', 'serve', 'evaluate', 'classify', 'inpaint', 'report',
-           'parse_layers', 'embed', 'retrieve_by_text', 'retrieve', 'pack', 'audit', 'time_left', 'Lines', 'execute',
-           'run_notebooks', 'demo', 'add_making_commands', 'add_using_commands', 'add_embed_options',
-           'add_retrieve_options', 'add_pretrain_options', 'add_making_options', 'add_use_options', 'build_parser',
-           'main']
+           'pretrain', 'show_records', 'opened', 'is_table', 'readable_rows', 'check_out', 'serve', 'refuse_unused',
+           'evaluate', 'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers', 'embed', 'retrieve_by_text',
+           'retrieve', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'run_notebooks', 'demo', 'add_making_commands',
+           'add_using_commands', 'add_embed_options', 'add_retrieve_options', 'add_pretrain_options',
+           'add_making_options', 'add_use_options', 'build_parser', 'main']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
 import argparse, os, re, resource, sys, time
@@ -23,8 +23,9 @@ from .records import load_records
 
 # %% ../nbs/14_cli.ipynb #5ced2886
 def read_all(
-    paths: list[str],  # PNG, JPEG, TIFF or DICOM
-    size: int,         # pixels on each side
+    paths: list[str],     # PNG, JPEG, TIFF or DICOM
+    size: int,            # pixels on each side
+    policy: str = 'pad',  # how an image becomes a square
 ) -> tuple[list[str], torch.Tensor, int]:  # readable paths; (B, H, W) in [0, 1]; how many failed
     """Read radiographs; each that cannot be read is named on standard error.
 
@@ -32,7 +33,7 @@ def read_all(
     """
     images, errors = {}, []
     for path in paths:
-        try: images[path] = read_radiograph(path, size)
+        try: images[path] = read_radiograph(path, size, policy)
         except UserError as e: errors.append(e)
     if not images and len(errors) == 1: raise errors[0]
     if not images: raise UserError(f'none of {len(errors)} images can be read; the first: {errors[0]}')
@@ -100,18 +101,22 @@ def run_settings(args):
 # %% ../nbs/14_cli.ipynb #69bbbcf9
 def tokenizer(args) -> int:
     "Train the tokenizers of a run; with images: write what their codes keep of them, as PNG."
+    from chexmix.batch_inference import find_images, protect_inputs
     from chexmix.plots import save_png
     from chexmix.processor import Processor
     from chexmix.tokenizer import prepare_run
     if not args.images:
+        refuse_unused(args, 'out')
         folder = prepare_run(args.run, run_settings(args))
         records = load_records(folder/'results').query('task == "tokenizer"')
         columns = ['model', 'metric', 'value', 'low', 'high', 'n']
         print(records[columns].round(3).to_string(index=False))
         return 0
     processor = Processor.from_pretrained(open_run(args.run)[0]/'processor')
-    paths, images, failed = read_all(args.images, processor.image_size)
+    found = find_images(args.images)
+    paths, images, failed = read_all(found, processor.image_size, processor.policy)
     targets = output_paths(args.out, paths, 'reconstructed')
+    protect_inputs(targets, args.images, found)
     reconstructed = processor.decode_images(processor.encode_images(images))
     for path, image, target in zip(paths, reconstructed, targets):
         save_png(image, target)
@@ -184,6 +189,34 @@ def is_table(
     "True where `out` names a table: an ending that is not that of a picture."
     return Path(out).suffix.lower() not in ('', '.png')
 
+# %% ../nbs/14_cli.ipynb #71649ad5
+def readable_rows(
+    args,
+    job,               # of `batch_inference`
+    paths: list[str],  # images
+):
+    "Yield the rows of images as they come; each image that cannot be read is named on standard error."
+    from chexmix.batch_inference import answers
+    for rows in answers(job, paths, args.batch):
+        for row in rows:
+            if 'reason' in row: print(f'chexmix: {row["reason"]}', file=sys.stderr)
+            else: yield row
+
+# %% ../nbs/14_cli.ipynb #38e4125f
+def check_out(
+    args,
+    text: bool,            # whether rows have a report
+    pictures: bool,        # whether `-o` may also name a PNG or a folder
+    paths: list[str],      # images
+):
+    "Raise `UserError` where `-o` names nothing that is written, or an input."
+    from chexmix.batch_inference import check_output, protect_inputs, side_files
+    if args.out and (is_table(args.out) or not pictures):
+        out = check_output(args.out, text)
+        if out.is_dir() or args.out.endswith(os.sep):
+            raise UserError(f'{args.out} is a folder: name a table, for example reports.jsonl')
+        protect_inputs([out, *side_files(out)], args.images, paths)
+
 # %% ../nbs/14_cli.ipynb #300a4be3
 def serve(
     args,
@@ -192,20 +225,28 @@ def serve(
     show,         # row → what is printed
 ) -> int:         # exit code: 2 where an image could not be read
     "Images through a job: into the table of `-o`, which a killed call continues, else to standard output."
-    from chexmix.batch_inference import answers, check_output, find_images, process_files
-    paths = find_images(args.images)
+    from chexmix.batch_inference import find_images, process_files
+    paths, n_read = find_images(args.images), 0
     if is_table(args.out):
-        n_read = len(process_files(job, args.images, check_output(args.out, text), args.batch))
+        n_read = len(process_files(job, args.images, Path(args.out), args.batch))
         print(f'{n_read} images: {args.out}')
         return 0 if n_read == len(paths) else 2
-    n_read = 0
-    for rows in answers(job, paths, args.batch):
-        for row in rows:
-            if 'reason' in row: print(f'chexmix: {row["reason"]}', file=sys.stderr)
-            else:
-                n_read += 1
-                print(f'{row["path"]}\n{show(row)}\n', flush=True)
+    for row in readable_rows(args, job, paths):
+        n_read += 1
+        print(f'{row["path"]}\n{show(row)}\n', flush=True)
     return 0 if n_read == len(paths) else 2
+
+# %% ../nbs/14_cli.ipynb #165531cd
+def refuse_unused(
+    args,
+    *names: str,  # of options
+):
+    "Raise `UserError` for options that count with images alone."
+    given = [name for name in names if getattr(args, name, '')]
+    if given:
+        words = ' and '.join(f'--{name}' for name in given)
+        raise UserError(f'{words} would be ignored: without images a run is evaluated; '
+                        'name images, or leave out what goes with them')
 
 # %% ../nbs/14_cli.ipynb #a9b49578
 def evaluate(
@@ -214,40 +255,51 @@ def evaluate(
     metrics: list[str],  # those to print
 ) -> int:
     "Evaluate the run's models and print some of the records."
+    refuse_unused(args, 'out', 'policy', 'model')
     folder, _ = open_run(args.run)
     show_records(function(folder, args.models.split(','), data=args.data, seed=args.seed), metrics)
     return 0
 
 # %% ../nbs/14_cli.ipynb #ea437786
-def classify(args) -> int:
-    "Probabilities of findings for images, by a probe or by asking; without images: evaluate on test patients."
-    from chexmix.classify import ask_findings, classify, evaluate_ask, evaluate_classify
-    evaluation = evaluate_ask if args.ask else evaluate_classify
-    if not args.images: return evaluate(args, evaluation, ['AUROC macro'])
-    found = opened(args)
-    answer, learned = (ask_findings, found.questions) if args.ask else (classify, found.probe)
+def job_of_findings(args, found):
+    "Ask the model about images, or apply its probe. Raises `UserError` where there is none."
+    from chexmix.batch_inference import ask_job, classify_job
+    learned = found.questions if args.ask else found.probe
     if not learned:
         what = 'questions were prepared' if args.ask else 'probe was fitted'
         words = 'chexmix classify --ask' if args.ask else 'chexmix classify'
         raise UserError(f'no {what} for {found.place}: '
                         f'run `{words}` without images on a run of these weights first')
-    paths, images, failed = read_all(args.images, found.processor.image_size)
-    table = answer(found.model, found.processor, learned, images)
-    table.insert(0, 'path', paths)
-    table = table.round(3)
-    print(table.T.to_string(header=False) if len(table) < 5 else table.to_csv(index=False))
-    return 2 if failed else 0
+    return (ask_job if args.ask else classify_job)(found.model, found.processor, learned)
+
+# %% ../nbs/14_cli.ipynb #7caafdbc
+def classify(args) -> int:
+    "Findings in images, by a probe or by asking; without images: evaluate on test patients."
+    from chexmix.batch_inference import find_images
+    from chexmix.classify import evaluate_ask, evaluate_classify
+    evaluation = evaluate_ask if args.ask else evaluate_classify
+    if not args.images: return evaluate(args, evaluation, ['AUROC macro'])
+    paths = find_images(args.images)
+    check_out(args, False, False, paths)
+    job = job_of_findings(args, opened(args))
+    if args.out: return serve(args, job, False, None)
+    rows = list(readable_rows(args, job, paths))
+    table = pd.DataFrame(rows)
+    if rows: print(table.T.to_string(header=False) if len(table) < 5 else table.to_csv(index=False))
+    return 0 if len(rows) == len(paths) else 2
 
 # %% ../nbs/14_cli.ipynb #199a4544
 def inpaint(args) -> int:
     "Mask part of each image and let the model fill it in, as PNG; without images: evaluate on test patients."
-    from chexmix.batch_inference import find_images, inpaint_job, picture_places
+    from chexmix.batch_inference import find_images, inpaint_job, picture_places, protect_inputs
     from chexmix.inpaint import evaluate_inpaint
     if not 0 < args.ratio < 1: raise UserError(f'--ratio must lie between 0 and 1, not {args.ratio}')
     if not args.images: return evaluate(args, evaluate_inpaint, ['token accuracy', 'PSNR'])
     paths, word = find_images(args.images), 'inpainted'
     if is_table(args.out): places = picture_places(paths, Path(args.out).with_suffix(''), word)
     else: places = dict(zip(paths, output_paths(args.out, paths, word)))
+    check_out(args, False, True, paths)
+    protect_inputs(places.values(), args.images, paths)
     found = opened(args)
     job = inpaint_job(found.model, found.processor, places, args.ratio, args.seed)
     return serve(args, job, False, lambda row: f'→ {row["picture"]}')
@@ -255,10 +307,11 @@ def inpaint(args) -> int:
 # %% ../nbs/14_cli.ipynb #71baa9d3
 def report(args) -> int:
     "Write a report for each image; without images: evaluate reports on test patients."
-    from chexmix.batch_inference import report_job
+    from chexmix.batch_inference import find_images, report_job
     from chexmix.report import evaluate_report
     metrics = ['label F1 micro', 'BLEU-4', 'distinct reports']
     if not args.images: return evaluate(args, evaluate_report, metrics)
+    check_out(args, True, False, find_images(args.images))
     found = opened(args)
     job = report_job(found.model, found.processor, args.new, args.guidance)
     return serve(args, job, True, lambda row: row['report'] or f'ids {row["ids"]}')
@@ -281,12 +334,10 @@ def parse_layers(
 # %% ../nbs/14_cli.ipynb #6ee20946
 def embed(args) -> int:
     "Write the embedding of each image into a table, one column a layer."
-    from chexmix.batch_inference import embed_job
+    from chexmix.batch_inference import embed_job, find_images
     if not args.images: raise UserError('nothing to embed: name radiographs, folders or tables')
     args.out = args.out or 'embeddings.parquet'
-    if not is_table(args.out):
-        raise UserError(f'cannot write {args.out}: embeddings are a table, '
-                        'name one that ends in .parquet, .jsonl or .csv')
+    check_out(args, False, False, find_images(args.images))
     found = opened(args)
     job = embed_job(found.model, found.processor, parse_layers(args.layers), args.regions)
     return serve(args, job, False, None)
@@ -296,6 +347,7 @@ def retrieve_by_text(args) -> int:
     "Print the images of a run that fit `--text` best."
     from chexmix.retrieve import retrieve_images
     from chexmix.tokenizer import open_studies
+    if args.out: raise UserError(f'cannot write {args.out}: images that fit a text are printed; leave out -o')
     found = opened(args)
     if not found.run:
         raise UserError(f'--text looks for images of a run, and {found.place} is none: name one with --run')
@@ -307,11 +359,12 @@ def retrieve_by_text(args) -> int:
 # %% ../nbs/14_cli.ipynb #a290ac3a
 def retrieve(args) -> int:
     "Reports that fit an image best, or images of a run that fit `--text`; without either: evaluate."
-    from chexmix.batch_inference import retrieve_job
+    from chexmix.batch_inference import find_images, retrieve_job
     from chexmix.pipeline import candidates
     from chexmix.retrieve import evaluate_retrieve
     if args.text: return retrieve_by_text(args)
     if not args.images: return evaluate(args, evaluate_retrieve, ['R@1', 'R@5', 'R@10'])
+    check_out(args, True, False, find_images(args.images))
     found = opened(args)
     texts, alignment = candidates(found, args.texts or None, args.data)
     job = retrieve_job(found.model, found.processor, texts, args.k, alignment)
@@ -323,6 +376,10 @@ def retrieve(args) -> int:
 def pack(args) -> int:
     "Pack the weights of a run on synthetic studies, with probe, reports and card."
     from chexmix.bundled_weights import pack_run
+    out = Path(args.out)
+    if args.out and out.is_dir() and any(out.iterdir()) and not (out/'card.json').exists():
+        raise UserError(f'{out} holds other files than packed weights and would be replaced: '
+                        'name a new folder')
     target = pack_run(args.run, args.out, args.stage)
     n_bytes = sum(path.stat().st_size for path in target.rglob('*') if path.is_file())
     print(f'{n_bytes / 1e6:.1f} MB: {target}; the card is README.md in it')
@@ -332,8 +389,12 @@ def pack(args) -> int:
 def audit(args) -> int:
     "Audit a table or folder: unreadable files, duplicates, leaks, polarity, views, reports, labels."
     from chexmix.audit import audit
+    from chexmix.batch_inference import protect_inputs
     from chexmix.datasets import read_data
-    found = audit(read_data(args.path), args.out)
+    manifest = read_data(args.path)
+    names = ('audit.csv', 'quarantine.csv', 'images.csv', 'prevalence.csv', 'audit.png')
+    protect_inputs([Path(args.out)/name for name in names], [args.path], manifest.path)
+    found = audit(manifest, args.out)
     read = found.images[found.images.reason == '']
     print(found.table.to_string())
     print(found.prevalence.round(3).to_string(na_rep=''))

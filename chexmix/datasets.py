@@ -9,13 +9,16 @@ __all__ = ['PAGES', 'PICTURE_ENDINGS', 'IMAGE_ENDINGS', 'DATASETS', 'find_file',
            'chexpert', 'plus_layout', 'plus_paths', 'plus_labels', 'chexpert_plus', 'parse_xml_report', 'xml_report',
            'open_i_table_rows', 'open_i_rows', 'open_i', 'nih_splits', 'nih_labels', 'nih', 'padchest_labels',
            'padchest_paths', 'padchest', 'majority_labels', 'vindr_labels', 'vindr_cxr', 'rexgradient_rows',
-           'rexgradient', 'files_below', 'beside', 'folder', 'dicom_identity', 'dicom_rows', 'only_radiographs',
-           'dicom_folder', 'read_data']
+           'rexgradient', 'walk_once', 'files_below', 'looks_like_dicom', 'FolderFiles', 'sort_files', 'print_left_out',
+           'is_unicode', 'readable_names', 'report_names', 'texts_in', 'report_paths', 'beside', 'folder_rows',
+           'folder_manifest', 'folder', 'dicom_identity', 'dicom_rows', 'only_radiographs', 'dicom_folder',
+           'mixed_folder', 'read_data']
 
 # %% ../nbs/data/datasets.ipynb #358d3ae3
 import glob, os, re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, product
 from pathlib import Path
@@ -29,7 +32,8 @@ from .data import (
     missing_texts, patient_number, print_summary, read_cells, read_table, run_chunk, split_by_patient,
     split_labels, split_names, texts, to_manifest)
 from .radiograph import hashed, is_dicom, read_header
-from .report_text import FINDINGS, report_sections, text_gap, with_parents
+from .report_text import (
+    decode_text, FINDINGS, report_sections, text_gap, with_parents)
 
 # %% ../nbs/data/datasets.ipynb #e8a0175b
 PAGES = {
@@ -46,6 +50,7 @@ PAGES = {
     'rexgradient': 'the ReXGradient-160K page of the Rajpurkar lab',
     'folder': 'wherever your images come from',
     'dicom_folder': 'wherever your images come from',
+    'mixed_folder': 'wherever your images come from',
 }
 
 # %% ../nbs/data/datasets.ipynb #0397e8d8
@@ -95,7 +100,7 @@ def report_file(
 ) -> tuple[str, str, str]:  # findings, impression; why there is neither (`text_gap`)
     "The sections of a report file; '' for a section that it lacks."
     try:
-        with open(path, encoding='utf-8', errors='replace') as file: text = file.read()
+        with open(path, 'rb') as file: text = decode_text(file.read())
     except OSError: return '', '', 'no report'
     sections = report_sections(text)
     findings, impression = sections.get('findings', ''), sections.get('impression', '')
@@ -733,26 +738,174 @@ def rexgradient(
 PICTURE_ENDINGS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff')
 IMAGE_ENDINGS = (*PICTURE_ENDINGS, '.dcm', '.dicom')
 
+# %% ../nbs/data/datasets.ipynb #3a36c086
+def walk_once(
+    folder: str,
+    seen: set[str],  # real paths of folders that were walked before; the new ones are added
+) -> tuple[list[str], list[str]]:  # files; links to folders
+    "The files below a folder, hidden ones aside. Links to folders are not followed but returned."
+    files, links = [], []
+    for parent, folders, names in os.walk(folder):
+        real = os.path.realpath(parent)
+        visible = [os.path.join(parent, name) for name in folders if name[0] != '.']
+        links += [path for path in visible if os.path.islink(path)]
+        folders[:] = [] if real in seen else [name for name in folders if name[0] != '.']
+        if real not in seen: files += [os.path.join(parent, name) for name in names if name[0] != '.']
+        seen.add(real)
+    return files, links
+
 # %% ../nbs/data/datasets.ipynb #eeb225f4
 def files_below(
     root: str | Path,
 ) -> list[str]:
-    "Every file below a folder, in order, except hidden ones. Raises `UserError` for no folder."
+    """Every file below a folder, in order, except hidden ones; linked folders belong to it.
+
+    A folder that can be reached in two ways is read once, under its own name where it has one here.
+    Raises `UserError` for no folder.
+    """
     if not Path(root).is_dir(): raise UserError(f'{root} is no folder: check the path')
-    top = os.path.abspath(root)
-    files = []
-    for parent, _, names in os.walk(top):
-        if '/.' in parent[len(top):]: continue
-        files += [os.path.join(parent, name) for name in names if not name.startswith('.')]
+    seen = set()
+    files, links = walk_once(str(root), seen)
+    while links:
+        found, inner = walk_once(links.pop(0), seen)
+        files += found
+        links += inner
     return sorted(files)
+
+# %% ../nbs/data/datasets.ipynb #45e5ac12
+def looks_like_dicom(
+    path: str,
+) -> bool:
+    "Whether a file has an ending of DICOM, or DICOM's letters inside; the index of a CD does not count."
+    name = os.path.basename(path).lower()
+    if name == 'dicomdir': return False
+    if name.endswith(('.dcm', '.dicom')): return True
+    if not os.path.isfile(path): return False  # a pipe would wait for ever
+    try:
+        with open(path, 'rb') as file: return file.read(132)[128:] == b'DICM'
+    except OSError: return '.' not in name  # for the reader to name
+
+# %% ../nbs/data/datasets.ipynb #cede052f
+@dataclass(frozen=True)
+class FolderFiles:
+    "The files below a folder, by kind."
+    pictures: list[str]
+    dicom: list[str]
+    other: list[str]
+
+def sort_files(files: list[str]) -> FolderFiles:
+    "Files by kind: pictures by their ending, DICOM by ending or content, others."
+    pictures = [path for path in files if path.lower().endswith(PICTURE_ENDINGS)]
+    rest = [path for path in files if not path.lower().endswith((*PICTURE_ENDINGS, '.txt'))]
+    found = dict(zip(rest, map_in_threads(looks_like_dicom, rest)))
+    dicom = [path for path in rest if found[path]]
+    taken = {*pictures, *dicom}
+    return FolderFiles(pictures, dicom, [path for path in files if path not in taken])
+
+# %% ../nbs/data/datasets.ipynb #5af59435
+def print_left_out(
+    name: str,          # of the reader
+    paths: list[str],   # that are left out
+    reason: str,
+):
+    "Print how many files are left out and why, with their endings."
+    if not paths: return
+    endings = Counter(os.path.splitext(path)[1].lower() or 'no ending' for path in paths)
+    counts = ', '.join(f'{n} {ending}' for ending, n in endings.most_common(6))
+    print(f'{name}: {len(paths)} files {reason} and left out ({counts})')
+
+# %% ../nbs/data/datasets.ipynb #52cb28bc
+def is_unicode(path: str) -> bool:
+    "Whether a path can be written into a table: old archives leave names that are no UTF-8."
+    try: path.encode()
+    except UnicodeEncodeError: return False
+    return True
+
+def readable_names(
+    name: str,         # of the reader
+    paths: list[str],
+) -> list[str]:
+    "The paths that a table can hold; the others are named and left out."
+    odd = [path for path in paths if not is_unicode(path)]
+    if odd:
+        first = os.fsencode(odd[0]).decode('utf-8', 'backslashreplace')
+        print(f'{name}: {len(odd)} files have names that are not UTF-8 and are left out, as {first}: '
+              'rename them')
+    return [path for path in paths if is_unicode(path)]
+
+# %% ../nbs/data/datasets.ipynb #2ae54a63
+def report_names(
+    path: str,  # of an image
+) -> list[str]:  # paths without `.txt`
+    "The names that a report beside an image may have, the more exact one first."
+    stem, ending = os.path.splitext(path)
+    if ending.lower() not in IMAGE_ENDINGS or os.path.isfile(stem): return [path]
+    return [path, stem]
+
+# %% ../nbs/data/datasets.ipynb #6a17503a
+def texts_in(
+    folder: str,
+) -> dict[str, str]:  # path without its ending → path of a `.txt` file
+    """The text files of a folder, the ending in any case.
+
+    Raises `UserError` where two have the same name but for the ending's case.
+    """
+    found = {}
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    for name in sorted(names):
+        stem, ending = os.path.splitext(os.path.join(folder, name))
+        if ending.lower() != '.txt': continue
+        if stem in found:
+            raise UserError(f'{found[stem]} and {stem}{ending} are reports of one image: delete one of them')
+        found[stem] = stem + ending
+    return found
+
+# %% ../nbs/data/datasets.ipynb #2b83030f
+def report_paths(
+    paths,  # of images
+) -> list[str]:  # of the report beside each, '' where there is none
+    "The report beside each image. Raises `UserError` as `texts_in` does."
+    folders = {os.path.dirname(path) for path in paths}
+    known = {}
+    for folder in sorted(folders): known |= texts_in(folder)
+    found = [[known[name] for name in report_names(path) if name in known] for path in paths]
+    return [names[0] if names else '' for names in found]
 
 # %% ../nbs/data/datasets.ipynb #3a4a5456
 def beside(
     paths,  # of images
 ) -> zip:  # findings, impressions, why there is neither
     "The sections of the report beside each image, in a `.txt` file of the same name."
-    report_paths = [f'{os.path.splitext(path)[0]}.txt' for path in paths]
-    return zip(*map_in_threads(report_file, report_paths))
+    return zip(*map_in_threads(report_file, report_paths(paths)))
+
+# %% ../nbs/data/datasets.ipynb #bfc855df
+def folder_rows(
+    paths: list[str],  # absolute
+    top: str,          # the folder they are below
+) -> pd.DataFrame:  # path, study_id, patient_id; alone: whether it names no patient
+    "Studies and patients by the names of files: the first folder is the patient."
+    names = []
+    for path in paths:
+        stem, ending = os.path.splitext(os.path.relpath(path, top))
+        names.append(stem if ending.lower() in IMAGE_ENDINGS else stem + ending)
+    patients = [name.split(os.sep)[0] for name in names]
+    alone = [os.sep not in name for name in names]
+    return pd.DataFrame(dict(path=paths, study_id=names, patient_id=patients, alone=alone))
+
+# %% ../nbs/data/datasets.ipynb #5089de17
+def folder_manifest(
+    name: str,            # of the reader
+    rows: pd.DataFrame,   # path, study_id, patient_id, alone
+    other: list[str],     # files that are no images
+) -> pd.DataFrame:
+    "The manifest of a folder, with the reports beside its images; what is left out is counted."
+    used = report_paths(rows['path'])
+    rows['findings_text'], rows['impression_text'], rows['gap'] = beside(rows['path'])
+    unused = set(other) - set(used)
+    reports = sorted(path for path in unused if path.lower().endswith('.txt'))
+    print_left_out(name, sorted(unused - set(reports)), 'are no images')
+    print_left_out(name, reports, 'are texts without an image')
+    return fill_labels(published(rows, name, alone=int(rows['alone'].sum())))
 
 # %% ../nbs/data/datasets.ipynb #d92439b0
 def folder(
@@ -765,20 +918,16 @@ def folder(
     Labels: read from the texts by the rules of this project (`label_report`); NaN without a text.
     Split: by a hash of the patient. The first folder below the root is taken for the patient, an
         image right in the root for a patient of its own.
-    Text: `<image>.txt` beside each image, a full report with or without section headers.
+    Text: `a.png.txt` or `a.txt` beside each image, a full report with or without section headers.
     Cite: yours.
-    Tree: root/<patient>/<anything>/a.png · a.txt (png, jpg, tif, dcm)
+    Tree: root/<patient>/<anything>/a.png · a.txt (png, jpg, tif; DICOM with or without an ending)
     """
-    paths = [path for path in files_below(root) if path.lower().endswith(IMAGE_ENDINGS)]
+    top = os.path.abspath(root)
+    files = sort_files(files_below(top))
+    paths = readable_names('folder', sorted(files.pictures + files.dicom))
     if not paths:
         raise UserError(f'{root} has no image (*{", *".join(IMAGE_ENDINGS)}): name another folder')
-    top = os.path.abspath(root)
-    names = [os.path.relpath(os.path.splitext(path)[0], top) for path in paths]
-    patients = [name.split(os.sep)[0] for name in names]
-    rows = pd.DataFrame(dict(path=paths, study_id=names, patient_id=patients))
-    rows['findings_text'], rows['impression_text'], rows['gap'] = beside(paths)
-    n_alone = sum(os.sep not in name for name in names)
-    return fill_labels(published(rows, 'folder', alone=n_alone))
+    return folder_manifest('folder', folder_rows(paths, top), files.other)
 
 # %% ../nbs/data/datasets.ipynb #c4df957f
 def dicom_identity(
@@ -794,7 +943,7 @@ def dicom_identity(
         header = read_header(path)
         modality = str(pydicom.dcmread(path, **options).get('Modality') or '')
     except Exception:  # whatever the damage; an empty file with another ending is none of ours
-        if Path(path).suffix.lower() not in ('', '.dcm', '.dicom'): return None
+        if not looks_like_dicom(path): return None
         own = hashed(path.encode())
         return dict(study_id=own, patient_id=own, view='', modality='', alone=True)
     study = header.study or hashed(path.encode())
@@ -806,26 +955,22 @@ def dicom_identity(
 def dicom_rows(
     root: str | Path,
 ) -> pd.DataFrame:  # path, and what `dicom_identity` gives
-    "The DICOM files below a folder. Raises `UserError` where there is none."
-    other_endings = ('.txt', *PICTURE_ENDINGS)
-    paths = [path for path in files_below(root) if not path.lower().endswith(other_endings)]
+    "The DICOM files below a folder."
+    paths = readable_names('dicom_folder', sort_files(files_below(os.path.abspath(root))).dicom)
     identities = map_in_processes(dicom_identity, paths, 'headers', chunk=200)
     rows = [dict(path=path) | identity for path, identity in zip(paths, identities) if identity]
-    if not rows: raise UserError(f'{root} has no DICOM file: name another folder')
-    return pd.DataFrame(rows)
+    columns = ['path', 'study_id', 'patient_id', 'view', 'modality', 'alone']
+    return pd.DataFrame(rows, columns=columns).astype({'alone': bool})
 
 # %% ../nbs/data/datasets.ipynb #4f1d2c45
 def only_radiographs(
     rows: pd.DataFrame,  # with modality
-    root: str | Path,    # for the error
 ) -> pd.DataFrame:
-    "The rows that are radiographs or name no modality. Raises `UserError` where there is none."
+    "The rows that are radiographs or name no modality; the others are counted."
     other = ~rows['modality'].isin(['CR', 'DX', 'RG', ''])
     if other.any():
         modalities = ', '.join(sorted(rows['modality'][other].unique()))
         print(f'dicom_folder: {other.sum()} files are no radiographs ({modalities}) and left out')
-    if other.all():
-        raise UserError(f'{root} has DICOM files but no radiograph among them: name another folder')
     return rows[~other].reset_index(drop=True)
 
 # %% ../nbs/data/datasets.ipynb #aa86ab27
@@ -839,20 +984,46 @@ def dicom_folder(
         patient.
     Labels: read from the texts by the rules of this project (`label_report`); NaN without a text.
     Split: by a hash of the patient.
-    Text: `<file>.txt` beside a file, a full report with or without section headers.
+    Text: `<file>.txt` beside a file (`a.txt` beside `a.dcm`), a full report with or without headers.
     Cite: yours.
     Tree: any; DICOM files are found by their content or ending and grouped by StudyInstanceUID.
         Other modalities than CR, DX and RG are left out and counted.
     """
-    rows = only_radiographs(dicom_rows(root), root)
-    rows['findings_text'], rows['impression_text'], rows['gap'] = beside(rows['path'])
-    n_alone = int(rows['alone'].sum())
-    return fill_labels(published(rows, 'dicom_folder', alone=n_alone))
+    rows = dicom_rows(root)
+    if rows.empty: raise UserError(f'{root} has no DICOM file: name another folder')
+    rows = only_radiographs(rows)
+    if rows.empty:
+        raise UserError(f'{root} has DICOM files but no radiograph among them: name another folder')
+    files = sort_files(files_below(os.path.abspath(root)))
+    return folder_manifest('dicom_folder', rows, files.pictures + files.other)
+
+# %% ../nbs/data/datasets.ipynb #0d1d03ba
+def mixed_folder(
+    root: str | Path,
+) -> pd.DataFrame:
+    """A folder of DICOM files and pictures.
+
+    Origin: yours.
+    Access: yours.
+    Labels: read from the texts by the rules of this project (`label_report`); NaN without a text.
+    Split: by a hash of the patient: that of the header in DICOM, for pictures as in `folder`.
+    Text: as in `folder`.
+    Cite: yours.
+    Tree: any.
+    """
+    top = os.path.abspath(root)
+    files = sort_files(files_below(top))
+    dicom = only_radiographs(dicom_rows(root))
+    pictures = folder_rows(readable_names('mixed_folder', files.pictures), top)
+    print(f'mixed_folder: {len(dicom)} DICOM files by their headers, '
+          f'{len(pictures)} pictures by their folders')
+    rows = pd.concat([dicom, pictures], ignore_index=True).fillna({'view': ''})
+    return folder_manifest('mixed_folder', rows, files.other)
 
 # %% ../nbs/data/datasets.ipynb #f04aa7f9
 _READERS = (
     mimic_cxr, chexpert, chexpert_plus, open_i, nih, padchest, vindr_cxr, rexgradient,
-    read_table, folder, dicom_folder)
+    read_table, folder, dicom_folder, mixed_folder)
 DATASETS = {reader.__name__: reader for reader in _READERS}
 
 # %% ../nbs/data/datasets.ipynb #47e8a188
@@ -864,5 +1035,6 @@ def read_data(
     if not path.exists(): raise UserError(f'{path} does not exist: name a table or a folder')
     if not path.is_dir(): return read_table(path)
     if (path/'manifest.csv').is_file(): return read_table(path/'manifest.csv')
-    has_pictures = any(file.lower().endswith(PICTURE_ENDINGS) for file in files_below(path))
-    return folder(path) if has_pictures else dicom_folder(path)
+    files = sort_files(files_below(path))
+    if files.pictures and files.dicom: return mixed_folder(path)
+    return folder(path) if files.pictures else dicom_folder(path)

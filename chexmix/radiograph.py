@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'PICTURES', 'DICOM_TAGS', 'VIEWS', 'SIDES', 'PHOTOMETRIC', 'FRAME_MARKERS', 'WINDOW_FUNCTIONS',
            'POLICIES', 'value_span', 'to_unit', 'Unreadable', 'check_size', 'choose_frame', 'Header', 'hashed',
-           'picture_header', 'read_picture', 'stored_bytes', 'known_word', 'read_numbers', 'read_spacing',
-           'read_counts', 'check_bits', 'dicom_header', 'check_inflated', 'jpeg2000_header', 'jpeg_header',
-           'stream_header', 'check_stream', 'read_stream', 'write_stream', 'read_gdcm', 'decode_gdcm', 'check_length',
-           'decode_stream', 'decode', 'decode_bits', 'is_padding', 'read_lut', 'apply_lut', 'byte_order',
-           'apply_modality', 'window', 'apply_voi', 'occurs', 'sets_scale', 'look_up', 'display_values', 'open_dicom',
-           'read_dicom', 'errors_naming', 'is_dicom', 'read_pixels', 'read_header', 'Geometry', 'check_policy',
-           'geometry', 'lanczos_weights', 'visible_part', 'resize_visible', 'fit_square', 'stretch', 'fit_official',
-           'check_array', 'Radiograph', 'array_header', 'make_square', 'open_radiograph', 'read_radiograph',
-           'read_images']
+           'pixel_aspect', 'orientation_of', 'turn_upright', 'picture_aspect', 'is_deep_colour', 'decode_deep',
+           'n_pictures', 'picture_bits', 'picture_photometric', 'picture_header', 'decode_picture', 'picture_pixels',
+           'read_picture', 'stored_bytes', 'known_word', 'read_numbers', 'read_spacing', 'read_aspect', 'read_counts',
+           'check_bits', 'dicom_header', 'check_inflated', 'jpeg2000_header', 'jpeg_header', 'stream_header',
+           'check_stream', 'read_stream', 'write_stream', 'read_gdcm', 'decode_gdcm', 'check_length', 'decode_stream',
+           'decode', 'decode_bits', 'padding_word', 'number_of_word', 'is_padding', 'read_lut', 'apply_lut',
+           'byte_order', 'apply_modality', 'window', 'apply_voi', 'occurs', 'sets_scale', 'look_up', 'display_values',
+           'fill_absent', 'open_dicom', 'read_dicom', 'absent_element', 'errors_naming', 'is_dicom', 'read_pixels',
+           'read_header', 'Geometry', 'check_policy', 'geometry', 'lanczos_weights', 'visible_part', 'resize_visible',
+           'fit_square', 'stretch', 'fit_official', 'check_array', 'Radiograph', 'array_header', 'make_square',
+           'tensor_pixels', 'pixels_of', 'is_jpeg', 'open_radiograph', 'read_radiograph', 'read_images']
 
 # %% ../nbs/data/radiograph.ipynb #5b812d83
-import hashlib, logging, os, stat, tempfile, zlib
+import hashlib, logging, os, re, stat, tempfile, zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from pathlib import Path
 
 import gdcm, numpy as np, pydicom, torch
 from PIL import Image, UnidentifiedImageError
+from pydicom.datadict import tag_for_keyword
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_color_lut, convert_color_space, pixel_array
 from pydicom.uid import (
@@ -32,6 +35,7 @@ from pydicom.uid import (
     JPEGExtended12Bit, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes, SecondaryCaptureImageStorage)
 from scipy.sparse import csr_array
 from scipy.special import expit
+from torchvision.io import decode_image, ImageReadMode
 
 from .core import UserError
 
@@ -97,7 +101,8 @@ def choose_frame(
     Raises `Unreadable` where there are several frames and none was chosen, or the chosen one is absent.
     """
     if frames > 1 and frame is None:
-        raise Unreadable(f'it holds {frames} frames: choose one with frame=0…{frames - 1}')
+        raise Unreadable(f'it holds {frames} frames: choose one with frame=0…{frames - 1} in Python, '
+                         'or save it as a file of its own')
     if not 0 <= (frame or 0) < frames:
         raise Unreadable(f'it holds {frames} frames, none of them is frame={frame}')
     return frame or 0
@@ -116,6 +121,7 @@ class Header:
     spacing: tuple | None = None   # mm between rows, columns; at the detector unless calibrated
     patient: str = ''              # `hashed` PatientID
     study: str = ''                # `hashed` StudyInstanceUID
+    aspect: float = 1.             # height of a pixel by its width
 
 # %% ../nbs/data/radiograph.ipynb #39698977
 def hashed(
@@ -128,44 +134,147 @@ def hashed(
     identifier = identifier.strip(b' \0')
     return hashlib.sha256(identifier).hexdigest()[:16] if identifier else ''
 
+# %% ../nbs/data/radiograph.ipynb #77c7768f
+def pixel_aspect(
+    height: float,  # of a pixel, in any unit
+    width: float,
+    name: str,      # of the element that says so
+) -> float:
+    """Height by width of a pixel; 1 where they differ by less than 1%, as they do by rounding.
+
+    Raises `Unreadable` for pixels that no detector has.
+    """
+    ratio = height / width
+    if not .1 < ratio < 10: raise Unreadable(f'its {name} says that pixels are {height:g} × {width:g}')
+    return 1. if abs(ratio - 1) < .01 else ratio
+
+# %% ../nbs/data/radiograph.ipynb #cb7dafaa
+def orientation_of(
+    picture: Image.Image,  # opened; a PNG is decoded
+) -> int:  # 1…8 as in EXIF and TIFF 6.0; 1 is upright
+    "How a picture lies in its file. A TIFF is turned by Pillow itself."
+    if picture.format == 'TIFF': return 1
+    try: value = picture.getexif().get(0x112, 1)
+    except Exception: return 1  # of damaged EXIF; the picture itself may be sound
+    return value if value in range(1, 9) else 1
+
+def turn_upright(
+    pixels: np.ndarray,  # (H, W) or (H, W, 3) as stored
+    orientation: int,    # 1…8
+) -> np.ndarray:
+    "The picture as it should be seen."
+    if orientation in (5, 6, 7, 8): pixels = pixels.swapaxes(0, 1)  # 5 is the transposed picture
+    if orientation in (2, 3, 6, 7): pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8): pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+# %% ../nbs/data/radiograph.ipynb #c54b6835
+def picture_aspect(
+    picture: Image.Image,
+    orientation: int,  # 1…8
+) -> float:
+    "Height by width of a pixel when the picture stands upright, by its resolution in both directions."
+    info = picture.info
+    said = info.get('dpi') or info.get('aspect') or info.get('jfif_density') or (1, 1)
+    across, down = map(float, said)
+    is_plausible = across > 0 and down > 0 and .25 <= across / down <= 4
+    if not is_plausible: return 1.
+    if orientation > 4: across, down = down, across
+    return pixel_aspect(float(across), float(down), 'resolution')
+
+# %% ../nbs/data/radiograph.ipynb #d5d93479
+def is_deep_colour(
+    picture: Image.Image,  # opened, not yet decoded
+) -> bool:
+    "Whether a file has 16 bits a colour (or for gray beside transparency), of which Pillow keeps 8."
+    decoder = str(picture.tile[0][3]) if getattr(picture, 'tile', None) else ''
+    return ';16' in decoder and picture.mode[0] != 'I'
+
+def decode_deep(
+    picture: Image.Image,  # opened, with 16 bits a colour
+) -> np.ndarray:  # (H, W) or (H, W, 3) uint16
+    "All bits of a PNG; transparency is dropped. Raises `Unreadable` for another format."
+    if picture.format != 'PNG':
+        raise Unreadable('it has 16 bits a colour, of which 8 would be lost: save it as 16-bit gray')
+    position = picture.fp.tell()
+    picture.fp.seek(0)
+    content = torch.frombuffer(bytearray(picture.fp.read()), dtype=torch.uint8)
+    picture.fp.seek(position)
+    pixels = decode_image(content, ImageReadMode.UNCHANGED).numpy().transpose(1, 2, 0)  # (H, W, channels)
+    return pixels[..., 0] if pixels.shape[2] <= 2 else pixels[..., :3]
+
+def n_pictures(picture: Image.Image) -> int:
+    "How many pictures a file holds. Beside a phone's JPEG stand previews of it, which do not count."
+    return 1 if picture.format == 'MPO' else getattr(picture, 'n_frames', 1)
+
 # %% ../nbs/data/radiograph.ipynb #95c01241
+def picture_bits(picture: Image.Image) -> int:
+    "The bits of one value of a picture that is opened and not yet decoded."
+    if picture.mode.startswith('I;16') or is_deep_colour(picture): return 16
+    return {'1': 1, 'I': 32, 'F': 32}.get(picture.mode, 8)
+
+def picture_photometric(picture: Image.Image) -> str:
+    "What large values mean, in the terms of DICOM."
+    if picture.mode in ('LA', 'La', 'RGBA') and is_deep_colour(picture):
+        return 'MONOCHROME2' if 'LA' in str(picture.tile[0][3]) else 'RGB'
+    if picture.mode[0] == 'P': return 'PALETTE COLOR'
+    if picture.mode[0] not in '1LIF': return 'RGB'
+    tiff_photometric = getattr(picture, 'tag_v2', {}).get(262)  # TIFF 6.0, PhotometricInterpretation
+    has_many_bits = picture.mode[0] in 'IF'  # Pillow turns 8 bits itself
+    return 'MONOCHROME1' if has_many_bits and tiff_photometric == 0 else 'MONOCHROME2'
+
 def picture_header(
     picture: Image.Image,  # opened, not yet decoded
 ) -> Header:
     "What a picture file says of itself, in the terms of DICOM."
-    is_gray = picture.mode[0] in '1LIF'
-    if picture.mode.startswith('I;16'): bits = 16
-    else: bits = {'1': 1, 'I': 32, 'F': 32}.get(picture.mode, 8)
-    tiff_photometric = getattr(picture, 'tag_v2', {}).get(262)  # TIFF 6.0, PhotometricInterpretation
-    if is_gray and bits > 8 and tiff_photometric == 0: photometric = 'MONOCHROME1'
-    elif is_gray: photometric = 'MONOCHROME2'
-    elif picture.mode[0] == 'P': photometric = 'PALETTE COLOR'
-    else: photometric = 'RGB'
-    frames = getattr(picture, 'n_frames', 1)
-    return Header(picture.height, picture.width, bits, photometric, frames)
+    bits, photometric = picture_bits(picture), picture_photometric(picture)
+    orientation = orientation_of(picture)
+    shape = (picture.height, picture.width) if orientation < 5 else (picture.width, picture.height)
+    return Header(*shape, bits, photometric, n_pictures(picture), aspect=picture_aspect(picture, orientation))
 
 # %% ../nbs/data/radiograph.ipynb #c7ba9451
 PICTURES = ('PNG', 'JPEG', 'TIFF')
 logging.getLogger('PIL').setLevel(logging.INFO)  # its debug messages quote a file's notes on the patient
 
+# %% ../nbs/data/radiograph.ipynb #80ab2d0e
+def decode_picture(
+    picture: Image.Image,  # at the frame to read
+    photometric: str,      # of its header
+) -> np.ndarray:  # (H, W) or (H, W, 3) as stored
+    "Pixels of a picture as stored. Transparency is dropped."
+    if is_deep_colour(picture): return decode_deep(picture)
+    has_many_bits = picture.mode[0] in 'IF'
+    if has_many_bits or picture.mode == 'L': return np.asarray(picture)
+    target_mode = 'L' if photometric == 'MONOCHROME2' else 'RGB'
+    try: return np.asarray(picture.convert(target_mode))
+    except ValueError as e: raise Unreadable(f'its colours ({picture.mode}) cannot be read') from e
+
+# %% ../nbs/data/radiograph.ipynb #be98e4d4
+def picture_pixels(
+    picture: Image.Image,      # opened, or made in memory
+    frame: int | None = None,  # page of a TIFF file that has several
+) -> tuple[np.ndarray, Header]:  # (H, W) or (H, W, 3), upright, large is white
+    "Pixels and header of a picture."
+    check_size(*picture.size)
+    frame = choose_frame(n_pictures(picture), frame)
+    if frame: picture.seek(frame)
+    check_size(*picture.size)
+    pixels = decode_picture(picture, picture_photometric(picture))
+    header = picture_header(picture)
+    if pixels.dtype.kind == 'f' and not np.isfinite(pixels).all():
+        raise Unreadable('it holds NaN or infinite pixels')
+    if header.photometric == 'MONOCHROME1': pixels = sum(value_span(pixels)) - pixels.astype(np.float64)
+    return turn_upright(pixels, orientation_of(picture)), header
+
 # %% ../nbs/data/radiograph.ipynb #8ccdce0c
 def read_picture(
     path: str | Path,          # PNG, JPEG or TIFF
     frame: int | None = None,  # page of a TIFF file that has several
-) -> tuple[np.ndarray, Header]:  # (H, W) or (H, W, 3), large is white
-    "Pixels of a picture file. Transparency is dropped, and colour has 8 bits."
-    with Image.open(path, formats=PICTURES) as picture:
-        picture.seek(choose_frame(getattr(picture, 'n_frames', 1), frame))
-        check_size(*picture.size)
-        header = picture_header(picture)
-        target_mode = 'L' if header.photometric == 'MONOCHROME2' else 'RGB'
-        is_deep = picture.mode[0] in 'IF'
-        if not is_deep and picture.mode != 'L': picture = picture.convert(target_mode)
-        pixels = np.asarray(picture)
-    if picture.mode == 'F' and not np.isfinite(pixels).all():
-        raise Unreadable('it holds NaN or infinite pixels')
-    if header.photometric == 'MONOCHROME1': pixels = sum(value_span(pixels)) - pixels.astype(np.float64)
-    return pixels, header
+) -> tuple[np.ndarray, Header]:  # (H, W) or (H, W, 3), upright, large is white
+    "Pixels of a picture file."
+    # Not opened by its name: Pillow would map a TIFF into memory and turn its size, not its pixels.
+    with open(path, 'rb') as file, Image.open(file, formats=PICTURES) as picture:
+        return picture_pixels(picture, frame)
 
 # %% ../nbs/data/radiograph.ipynb #a5da5985
 DICOM_TAGS = (
@@ -178,7 +287,8 @@ DICOM_TAGS = (
     'RedPaletteColorLookupTableData', 'GreenPaletteColorLookupTableData',
     'BluePaletteColorLookupTableData', 'ExtendedOffsetTable', 'ExtendedOffsetTableLengths',
     'PixelData', 'ViewPosition', 'ImageLaterality', 'Laterality', 'PixelSpacing',
-    'ImagerPixelSpacing', 'NominalScannedPixelSpacing', 'PatientID', 'StudyInstanceUID')
+    'ImagerPixelSpacing', 'NominalScannedPixelSpacing', 'PixelAspectRatio', 'PatientID',
+    'StudyInstanceUID')
 
 # %% ../nbs/data/radiograph.ipynb #27b8fc96
 def stored_bytes(
@@ -224,6 +334,20 @@ def read_spacing(
         if len(spacing) == 2 and min(spacing) > 0: return tuple(spacing)
     return None
 
+# %% ../nbs/data/radiograph.ipynb #c429a01c
+def read_aspect(
+    data: pydicom.Dataset,
+) -> float:
+    """Height by width of a pixel, by the spacing where there is one, else by the PixelAspectRatio.
+
+    Source: PS3.3 C.7.6.3.1.7. Raises `Unreadable` for pixels that no detector has.
+    """
+    spacing = read_spacing(data)
+    if spacing: return pixel_aspect(*spacing, 'PixelSpacing')
+    ratio = read_numbers(data, 'PixelAspectRatio')
+    if len(ratio) != 2 or min(ratio) <= 0: return 1.
+    return pixel_aspect(*ratio, 'PixelAspectRatio')
+
 # %% ../nbs/data/radiograph.ipynb #0f50c7cc
 VIEWS = {view: view for view in ('PA', 'AP', 'LATERAL', 'LPO', 'RPO', 'LAO', 'RAO', 'LLD', 'RLD')}
 VIEWS |= {'LL': 'LATERAL', 'RL': 'LATERAL', 'LAT': 'LATERAL'}  # PS3.3 C.8.7.1, and what is written instead
@@ -240,6 +364,7 @@ def read_counts(data: pydicom.Dataset, *keywords: str) -> list[int]:
 # %% ../nbs/data/radiograph.ipynb #a1e9f131
 def check_bits(allocated: int, bits: int):
     "Raises `Unreadable` where the `bits` of a value do not fit into the 8 or 16 that are allocated."
+    if not allocated: raise Unreadable('it does not say its BitsAllocated')
     if allocated not in (8, 16) or not 1 <= bits <= allocated:
         raise Unreadable(f'it has {bits} bits in {allocated}; 8 to 16 can be read')
 
@@ -265,7 +390,7 @@ def dicom_header(
         height, width, bits, photometric, frames=int(frames[0]) or 1,
         view=known_word(data, 'ViewPosition', VIEWS), laterality=laterality, spacing=spacing,
         patient=hashed(stored_bytes(data, 'PatientID')),
-        study=hashed(stored_bytes(data, 'StudyInstanceUID')))
+        study=hashed(stored_bytes(data, 'StudyInstanceUID')), aspect=read_aspect(data))
 
 # %% ../nbs/data/radiograph.ipynb #c5deae86
 def check_inflated(
@@ -474,20 +599,44 @@ def decode_bits(
     sign_bit = values >> (bits - 1)
     return values - (sign_bit << bits)  # two's complement
 
+# %% ../nbs/data/radiograph.ipynb #091b2e80
+def padding_word(
+    data: pydicom.Dataset,
+    keyword: str,
+) -> int | None:
+    "A padding value with the sign of the pixels, whatever sign the file gives it; None where it has none."
+    value = data.get(keyword)
+    if isinstance(value, bytes): value = int.from_bytes(value[:2], 'little') if value else None
+    if value is None or value == '': return None
+    if isinstance(value, pydicom.multival.MultiValue): value = value[0]
+    word = int(value) & 0xffff
+    return word - 2**16 if data.PixelRepresentation and word >= 2**15 else word
+
+def number_of_word(
+    word: int,  # of padding, as `padding_word` gives it
+    data: pydicom.Dataset,
+) -> int:
+    "The number that a word stands for; a negative number may be written without the bits above its sign."
+    bits = int(data.BitsStored)
+    is_unsigned_writing = data.PixelRepresentation and 2**(bits - 1) <= word < 2**bits
+    return word - 2**bits if is_unsigned_writing else word
+
 # %% ../nbs/data/radiograph.ipynb #39ec2916
 def is_padding(
-    values: np.ndarray,  # as `decode_bits` gives them
+    stored: np.ndarray,  # integers as stored
     data: pydicom.Dataset,
 ) -> np.ndarray:  # bool
     """Which values stand for no measurement, as outside the collimated field.
 
     Source: PixelPaddingValue and its range, PS3.3 C.7.5.1.1.2.
     """
-    if data.get('PixelPaddingValue') is None: return np.zeros(values.shape, bool)
-    one_end = int(data.PixelPaddingValue)
-    other_end = int(data.get('PixelPaddingRangeLimit', data.PixelPaddingValue))
-    ends = decode_bits(np.array([one_end, other_end]), data)
-    return (ends.min() <= values) & (values <= ends.max())
+    word = padding_word(data, 'PixelPaddingValue')
+    if word is None: return np.zeros(stored.shape, bool)
+    limit = padding_word(data, 'PixelPaddingRangeLimit')
+    ends = [number_of_word(end, data) for end in (word, word if limit is None else limit)]
+    values = decode_bits(stored, data)
+    is_within = (min(ends) <= values) & (values <= max(ends))
+    return is_within | (stored == word)
 
 # %% ../nbs/data/radiograph.ipynb #7767ed31
 def read_lut(
@@ -553,10 +702,9 @@ def window(
 
     Raises `Unreadable` for a width that they forbid.
     """
-    is_forbidden = width < 1 if function == 'LINEAR' else width <= 0
-    if is_forbidden: raise Unreadable(f'its WindowWidth is {width:g}')
+    if width <= 0: raise Unreadable(f'its WindowWidth is {width:g}')
     if function == 'SIGMOID': return expit(4 * (values - center) / width)
-    if function == 'LINEAR':
+    if function == 'LINEAR' and width >= 1:  # below 1 it can only be meant exactly, after a small slope
         center = center - .5
         width = width - 1
     if not width: return (values > center).astype(float)
@@ -574,11 +722,11 @@ def apply_voi(
     if data.get('VOILUTSequence'):
         first, entries = read_lut(data.VOILUTSequence[0], bool(values.min() < 0), byte_order(data))
         return apply_lut(values, first, entries), (float(entries.min()), float(entries.max()))
-    center = read_numbers(data, 'WindowCenter')
-    width = read_numbers(data, 'WindowWidth')
-    if not center or not width: return values, None
+    pairs = zip(read_numbers(data, 'WindowCenter'), read_numbers(data, 'WindowWidth'))
+    windows = [(center, width) for center, width in pairs if width > 0]  # viewers ignore the others
+    if not windows: return values, None
     function = known_word(data, 'VOILUTFunction', WINDOW_FUNCTIONS) or 'LINEAR'
-    return window(values, center[0], width[0], function), (0., 1.)
+    return window(values, *windows[0], function), (0., 1.)
 
 # %% ../nbs/data/radiograph.ipynb #ef9e2db6
 def occurs(
@@ -630,7 +778,7 @@ def display_values(
     "A gray frame as a viewer shows it."
     candidates = np.arange(int(stored.min()), int(stored.max()) + 1).astype(stored.dtype)
     values = decode_bits(candidates, data)
-    padding = is_padding(values, data)
+    padding = is_padding(candidates, data)
     gray, span = apply_voi(apply_modality(values, data), data)
     inverse = known_word(data, 'PresentationLUTShape', {'INVERSE': 'INVERSE'})
     inverted = photometric == 'MONOCHROME1' or inverse == 'INVERSE'
@@ -638,6 +786,21 @@ def display_values(
     black, white = span or value_span(gray[sets_scale(stored, candidates, gray, padding)])
     unit = (white - gray if inverted else gray - black) / max(white - black, 1e-12)
     return look_up(stored, candidates, np.where(padding, 0, unit.clip(0, 1)))
+
+# %% ../nbs/data/radiograph.ipynb #4e8b525f
+def fill_absent(data: pydicom.Dataset):
+    "Add what a file leaves out, where it can be one thing only: one unsigned sample that fills its bits."
+    def add(keyword, value):
+        if data.get(keyword) in (None, ''): setattr(data, keyword, value)
+
+    is_colour = known_word(data, 'PhotometricInterpretation', PHOTOMETRIC)[:3] in ('RGB', 'YBR')
+    add('SamplesPerPixel', 3 if is_colour else 1)
+    add('PixelRepresentation', 0)
+    if is_colour: add('PlanarConfiguration', 0)
+    stored, allocated = read_counts(data, 'BitsStored', 'BitsAllocated')
+    if stored and not allocated: add('BitsAllocated', 8 if stored <= 8 else 16)
+    if allocated: add('BitsStored', allocated)
+    if stored or allocated: add('HighBit', data.BitsStored - 1)
 
 # %% ../nbs/data/radiograph.ipynb #01b4a09f
 def open_dicom(
@@ -655,6 +818,7 @@ def open_dicom(
         is_implicit = data.original_encoding[0]
         syntax = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
         data.file_meta.TransferSyntaxUID = syntax
+    fill_absent(data)
     return data
 
 # %% ../nbs/data/radiograph.ipynb #94fd8d4a
@@ -671,6 +835,12 @@ def read_dicom(
     if stored.ndim == 3: return stored, header
     return display_values(stored, data, header.photometric), header
 
+# %% ../nbs/data/radiograph.ipynb #4d175493
+def absent_element(error: AttributeError) -> str:
+    "What is wrong with a file whose reading ended in this error: the element that it lacks, if that is it."
+    name = error.name or (re.findall(r"attribute '(\w+)'", str(error)) or [''])[-1]
+    return f'it lacks its {name}' if tag_for_keyword(name) else 'it is damaged (AttributeError)'
+
 # %% ../nbs/data/radiograph.ipynb #d6f2338f
 @contextmanager
 def errors_naming(
@@ -683,6 +853,7 @@ def errors_naming(
     except Image.DecompressionBombError: reason = f'it has more than {MAX_PIXELS:,} pixels'
     except MemoryError: reason = 'it asks for more memory than there is'
     except OSError as e: reason = e.strerror or ' '.join(str(e).replace(str(path), 'it').split())
+    except AttributeError as e: reason = absent_element(e)
     except Exception as e: reason = f'it is damaged ({type(e).__name__})'
     else: return
     advice = 'mend or replace the file, or leave it out of the table'
@@ -727,7 +898,8 @@ def read_header(
     """
     with errors_naming(path):
         if is_dicom(path): return dicom_header(open_dicom(path, stop_before_pixels=True))
-        with Image.open(path, formats=PICTURES) as picture: return picture_header(picture)
+        with open(path, 'rb') as file, Image.open(file, formats=PICTURES) as picture:
+            return picture_header(picture)
 
 # %% ../nbs/data/radiograph.ipynb #d84f741b
 @dataclass(frozen=True)
@@ -782,12 +954,14 @@ def geometry(
     width: int,
     size: int,            # of the square, pixels
     policy: str = 'pad',  # pad: all of the image, black beside it; crop, official: its centre
+    aspect: float = 1.,   # height by width of a pixel
 ) -> Geometry:
-    "How an image of this shape is laid into a square."
+    "How an image of this shape is laid into a square, so that its pixels are square there."
     check_policy(policy)
-    fitted_side = max(height, width) if policy == 'pad' else min(height, width)
+    tall = height * aspect  # in widths of a pixel
+    fitted_side = max(tall, width) if policy == 'pad' else min(tall, width)
     scale = size / fitted_side
-    rows = max(1, round(scale * height))
+    rows = max(1, round(scale * tall))
     cols = max(1, round(scale * width))
     top = int((size - rows) / 2)
     left = int((size - cols) / 2)
@@ -839,9 +1013,10 @@ def fit_square(
     unit: np.ndarray,      # (H, W) float32
     size: int,             # of the square, pixels
     policy: str = 'pad',   # pad or crop
+    aspect: float = 1.,    # height by width of a pixel
 ) -> np.ndarray:  # (size, size) float32
     "An image in a square, resized by Lanczos with anti-aliasing; black where it does not reach."
-    g = geometry(*unit.shape, size, policy)
+    g = geometry(*unit.shape, size, policy, aspect)
     visible = resize_visible(unit, g)
     top = max(g.top, 0)
     left = max(g.left, 0)
@@ -861,11 +1036,12 @@ def fit_official(
     pixels: np.ndarray,  # (H, W) or (H, W, 3)
     is_jpeg: bool,       # a JPEG keeps its values; all else is clipped and stretched, as a PNG
     size: int,
+    aspect: float = 1.,  # height by width of a pixel
 ) -> np.ndarray:  # (size, size) float32 in [0, 1]
     "The preprocessing of the released weights, up to the scale (they expect 2u − 1)."
     if not is_jpeg: pixels = stretch(pixels)
     picture = Image.fromarray(pixels.astype(np.uint8)).convert('L')
-    g = geometry(*pixels.shape[:2], size, 'official')
+    g = geometry(*pixels.shape[:2], size, 'official', aspect)
     if picture.size != (g.cols, g.rows):
         picture = picture.resize((g.cols, g.rows), Image.Resampling.LANCZOS)
     square = picture.crop((-g.left, -g.top, size - g.left, size - g.top))
@@ -873,15 +1049,17 @@ def fit_official(
 
 # %% ../nbs/data/radiograph.ipynb #b74c7915
 def check_array(
-    pixels: np.ndarray,
-) -> np.ndarray:  # the same
-    """`pixels`, if they can be a radiograph.
+    pixels: np.ndarray,  # (H, W), (H, W, 1), (H, W, 2) with transparency, or (H, W, 3)
+) -> np.ndarray:  # (H, W) or (H, W, 3)
+    """`pixels`, if they can be a radiograph, without transparency.
 
     Raises `UserError` that says why not.
     """
+    if pixels.ndim == 3 and pixels.shape[2] in (1, 2): pixels = pixels[..., 0]
     is_image = pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] == 3
     if not is_image or not pixels.size:
-        raise UserError(f'an array of shape {pixels.shape} is no radiograph: give (H,W) or (H,W,3)')
+        shape = tuple(pixels.shape)
+        raise UserError(f'an array of shape {shape} is no radiograph: give (H, W) gray or (H, W, 3) RGB')
     if pixels.dtype.kind not in 'buif' or not np.isfinite(pixels).all():
         raise UserError(
             f'array of {pixels.dtype} holds something else than finite numbers: clean it first')
@@ -908,16 +1086,53 @@ def make_square(
     pixels: np.ndarray,  # (H, W) or (H, W, 3), any number type
     size: int,
     policy: str,
-    is_jpeg: bool,       # by the name of the file; counts under `official` alone
+    is_jpeg: bool,       # by the content of the file; counts under `official` alone
+    aspect: float = 1.,  # height by width of a pixel
 ) -> np.ndarray:  # (size, size) float32 in [0, 1]
     "Pixels as a square, by any of the `POLICIES`."
-    if policy == 'official': return fit_official(pixels, is_jpeg, size)
-    square = fit_square(to_unit(pixels), size, policy)
+    if policy == 'official': return fit_official(pixels, is_jpeg, size, aspect)
+    square = fit_square(to_unit(pixels), size, policy, aspect)
     return square.clip(0, 1)  # Lanczos overshoots at edges
+
+# %% ../nbs/data/radiograph.ipynb #7bd6b33a
+def tensor_pixels(
+    tensor: torch.Tensor,  # (H, W), (H, W, 3), or (C, H, W) with one or three channels
+) -> np.ndarray:  # (H, W) or (H, W, 3)
+    "A tensor as an array, its channels last."
+    pixels = tensor.detach().cpu()
+    if pixels.dtype == torch.bfloat16: pixels = pixels.float()
+    pixels = pixels.numpy()
+    has_channels_first = pixels.ndim == 3 and len(pixels) in (1, 3) and pixels.shape[2] not in (1, 3)
+    return pixels.transpose(1, 2, 0) if has_channels_first else pixels
+
+# %% ../nbs/data/radiograph.ipynb #08427986
+def pixels_of(
+    source,            # a path; an array, a tensor; or a picture of Pillow
+    frame: int | None, # of a file that holds several
+) -> tuple[np.ndarray, Header]:  # (H, W) or (H, W, 3), any number type, large is white
+    "Pixels and header, from a file or from memory. Raises `UserError` for anything else."
+    if isinstance(source, torch.Tensor): source = tensor_pixels(source)
+    if isinstance(source, np.ndarray):
+        pixels = check_array(source)
+        return pixels, array_header(pixels)
+    if isinstance(source, Image.Image):
+        with errors_naming('the picture'): return picture_pixels(source, frame)
+    if isinstance(source, (str, os.PathLike)): return read_pixels(source, frame)
+    raise UserError(f'a {type(source).__name__} is no radiograph: give a path, an array or tensor (H, W), '
+                    'or a picture of Pillow')
+
+# %% ../nbs/data/radiograph.ipynb #f9a8bd5b
+def is_jpeg(
+    source,  # as for `pixels_of`
+) -> bool:
+    "Whether a radiograph is a JPEG, by its content."
+    if isinstance(source, Image.Image): return source.format in ('JPEG', 'MPO')
+    if not isinstance(source, (str, os.PathLike)): return False
+    with errors_naming(source), open(source, 'rb') as file: return file.read(3) == b'\xff\xd8\xff'
 
 # %% ../nbs/data/radiograph.ipynb #ba6415a5
 def open_radiograph(
-    path: str | Path | np.ndarray,  # PNG (8, 16 bit), JPEG, TIFF, DICOM; or pixels (H, W) or (H, W, 3)
+    path: str | Path | np.ndarray,  # PNG, JPEG, TIFF, DICOM; pixels (H, W) or (H, W, 3); a picture
     size: int,                      # of the square, pixels
     policy: str = 'pad',            # pad, crop or official, see `geometry`
     frame: int | None = None,       # of a file that holds several: 0…frames-1
@@ -926,14 +1141,12 @@ def open_radiograph(
 
     Raises `UserError` that names the file where it cannot be read.
     """
-    is_array = isinstance(path, np.ndarray)
-    if is_array:
-        pixels = check_array(path)
-        header = array_header(pixels)
-    else: pixels, header = read_pixels(path, frame)
-    image_geometry = geometry(*pixels.shape[:2], size, policy)
-    is_jpeg = not is_array and Path(path).suffix.lower() in ('.jpg', '.jpeg')
-    return Radiograph(make_square(pixels, size, policy, is_jpeg), image_geometry, header)
+    check_policy(policy)
+    pixels, header = pixels_of(path, frame)
+    image_geometry = geometry(*pixels.shape[:2], size, policy, header.aspect)
+    keeps_values = policy == 'official' and is_jpeg(path)
+    square = make_square(pixels, size, policy, keeps_values, header.aspect)
+    return Radiograph(square, image_geometry, header)
 
 # %% ../nbs/data/radiograph.ipynb #67c0021b
 def read_radiograph(

@@ -173,7 +173,6 @@ MISTAKES = {
     'another seed': ('tokenizer --run {run} --preset tiny --seed 5', 'seed'),
     'missing image': ('report {tmp}/x.png --run {run}', 'x.png'),
     'unreadable image': ('inpaint {images}/broken.png --run {run}', 'broken.png'),
-    'a folder as image': ('classify {images} --run {run}', 'images'),
     'one file for two images': ('inpaint {images}/a.png {images}/b.jpg --run {run} -o {tmp}/o.png', 'o.png'),
     'missing table': ('tokenizer --preset tiny --run {tmp}/r --data {tmp}/no.csv', 'no.csv'),
     'empty table': ('tokenizer --preset tiny --run {tmp}/r --data {empty}', 'table.csv'),
@@ -285,3 +284,72 @@ def test_demo_on_a_table_named_from_here(tmp_path, monkeypatch, capsys):
     made = (run/'index.html').stat().st_mtime
     assert main(words) == 0 and (run/'index.html').stat().st_mtime == made
     shutil.rmtree(run)
+
+
+# Options are honoured or refused, and an input is never replaced
+
+IGNORED = [  # {png} is an image, {tmp} an empty folder, {in} a folder of images
+    'report {png} -o {tmp}/reports', 'report {png} -o {tmp}/reports.png', 'report {png} -o {tmp}/out/',
+    'retrieve {png} -o {tmp}/out', 'retrieve {png} -o {tmp}/o.html', 'embed {png} -o {tmp}/vectors',
+    'embed {png} -o {tmp}/v.txt', 'classify {png} -o {tmp}/c', 'classify {png} -o {tmp}/c.png',
+    'inpaint {png} -o {tmp}/o.jpg', 'report -o {tmp}/o.csv', 'classify -o {tmp}/o.csv',
+    'report --policy crop', 'retrieve --policy crop', 'inpaint -o {tmp}/o.png', 'report --model stage1',
+    'retrieve --text effusion -o {tmp}/o.csv', 'tokenizer -o {tmp}/o']
+REPLACING = [
+    'report {in}/t.csv -o {in}/t.csv', 'report {in} -o {in}/t.csv', 'report {in}/t.csv -o {tmp}/link.csv',
+    'inpaint {png} -o {png}', 'inpaint {in} -o {in}', 'inpaint {in} -o {in}/new', 'tokenizer {png} -o {png}',
+    'tokenizer {in} -o {in}', 'retrieve {in}/t.csv -o {in}/t.csv', 'embed {in} -o {in}/v.parquet',
+    'classify {in}/t.csv -o {in}/t.csv', 'audit {in}/images.csv -o {in}', 'audit {in} -o {in}',
+    'pack -o {in}']
+
+
+@pytest.fixture
+def input_folder(images, tmp_path):
+    "A folder with two images and two tables of them, and a link to one table."
+    folder = tmp_path/'in'
+    folder.mkdir()
+    for name in ('a.png', 'c.dcm'): shutil.copy(images/name, folder)
+    for name in ('t.csv', 'images.csv'): (folder/name).write_text('path,text\na.png,Clear lungs.\n')
+    (tmp_path/'link.csv').symlink_to(folder/'t.csv')
+    return folder
+
+
+@pytest.mark.parametrize('words', IGNORED)
+def test_an_output_option_is_honoured_or_refused(words, images, own_run, tmp_path, capsys):
+    words = words.format(png=images/'a.png', tmp=tmp_path).split()
+    assert main([*words, '--run', str(own_run)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith('chexmix: ') and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('words', REPLACING)
+def test_an_input_is_never_replaced(words, input_folder, own_run, tmp_path, capsys):
+    words = words.format(**{'in': input_folder, 'png': input_folder/'a.png', 'tmp': tmp_path}).split()
+    before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+    assert main([*words, '--run', str(own_run)]) == 2
+    assert '\n' not in capsys.readouterr().err.strip().split('clinical use.\n')[-1]
+    assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
+
+
+def probabilities(*words, capsys):
+    assert main(['classify', *map(str, words)]) == 0
+    return capsys.readouterr().out.split()[2:]
+
+
+def test_classify_honours_policy_folders_tables_and_output(input_folder, tmp_path, capsys):
+    "By the weights in the package, which have a probe."
+    from chexmix.bundled_weights import BUNDLED
+    square = Image.open(input_folder/'a.png').convert('L').resize((128, 128))
+    square.save(tmp_path/'square.png')
+    wide = Image.new('L', (220, 128))
+    wide.paste(square, (46, 0))
+    wide.save(tmp_path/'wide.png')
+    model = ('--model', BUNDLED)
+    cropped = probabilities(tmp_path/'wide.png', '--policy', 'crop', *model, capsys=capsys)
+    assert cropped == probabilities(tmp_path/'square.png', *model, capsys=capsys)
+    assert cropped != probabilities(tmp_path/'wide.png', *model, capsys=capsys)
+    for given, n in ((input_folder, 2), (input_folder/'t.csv', 1)):
+        out = tmp_path/'c.csv'
+        assert main(['classify', str(given), '-o', str(out), *map(str, model)]) == 0
+        table = pd.read_csv(out)
+        assert len(table) == n and table['Pleural Effusion'].between(0, 1).all()

@@ -76,14 +76,13 @@ def folder_named(path):
 
 
 TABLE = 'path,text\na.png,clear\n'
-LATIN1 = 'path,text\na.png,Größe normal\n'.encode('latin-1')
 LONG_GZIP = gzip.compress(b'path,text\n' + b'a.png,clear\n' * 1000)
 NO_TABLES = {
     'missing': lambda d: d/'none.csv',
     'a folder': lambda d: d,
     'binary': lambda d: write_bytes(d/'a.csv', b'\x89PNG\r\n\x1a\n\xff\xfe\0\0'),
-    'latin-1': lambda d: write_bytes(d/'a.csv', LATIN1),
-    'utf-16': lambda d: write_bytes(d/'a.csv', TABLE.encode('utf-16')),
+    'excel': lambda d: write_bytes(d/'a.xlsx', b'PK\x03\x04' + bytes(300)),
+    'old excel': lambda d: write_bytes(d/'a.xls', b'\xd0\xcf\x11\xe0' + bytes(300)),
     'zip named csv': lambda d: write_bytes(d/'a.csv', b'PK\x03\x04' + bytes(range(256))),
     'zero bytes': lambda d: write_bytes(d/'a.csv', b''),
     'text named gz': lambda d: write_bytes(d/'a.csv.gz', TABLE.encode()),
@@ -146,6 +145,142 @@ def test_a_link_that_leaves_the_folder_is_followed(tmp_path):
     assert len(readable) == 1
 
 
+# Tables as programs write them
+
+ROWS = pd.DataFrame({
+    'path': ['0.png', '1.png', '2.png'], 'patient_id': ['a', 'b', 'c'],
+    'text': ['Größe normal.', 'Small effusion, left.', 'Edema; no effusion.']})
+
+
+def delimited(sep=',', encoding='utf-8', ending='\n', before=''):
+    "The bytes of `ROWS` as a text table."
+    text = before + ROWS.to_csv(sep=sep, index=False, lineterminator=ending)
+    return text.encode(encoding)
+
+
+WRITTEN = {
+    'latin-1': ('a.csv', delimited(encoding='latin-1')),
+    'Windows-1252 with semicolons': ('a.csv', delimited(';', 'cp1252', '\r\n')),
+    'byte order mark': ('a.csv', delimited(encoding='utf-8-sig')),
+    'UTF-16 with tabs, as Excel saves Unicode text': ('a.txt', delimited('\t', 'utf-16', '\r\n')),
+    'UTF-16 without a mark': ('a.csv', delimited(encoding='utf-16-le')),
+    'semicolons': ('a.csv', delimited(';')),
+    'tabs under the name csv': ('a.csv', delimited('\t')),
+    'bars': ('a.csv', delimited('|')),
+    'a first line sep=;': ('a.csv', delimited(';', before='sep=;\n')),
+    'old line ends': ('a.csv', delimited(ending='\r\n')),
+    'gzip without its ending': ('a.csv', gzip.compress(delimited())),
+    'empty lines before': ('a.csv', delimited(before='\n\n')),
+}
+FRAMES = {
+    'plain': ROWS,
+    'filtered': pd.concat([ROWS.head(1), ROWS])[1:].set_axis([0, 2, 5]),
+    'index of patients': ROWS.set_index('patient_id'),
+    'index of paths': ROWS.set_index('path'),
+    'index of two columns': ROWS.set_index(['patient_id', 'path']),
+    'unnamed index of words': ROWS.set_axis(['x', 'y', 'z']),
+    'index that is a column too': ROWS.set_index('patient_id', drop=False),
+    'named range': ROWS.rename_axis('row'),
+    'categories': ROWS.astype({'patient_id': 'category'}),
+    'another kind of text': ROWS.astype('string'),
+}
+
+
+@pytest.mark.parametrize('name', WRITTEN)
+def test_a_table_is_read_as_its_program_wrote_it(name, tmp_path):
+    file, content = WRITTEN[name]
+    manifest = read_table(write_bytes(tmp_path/file, content))
+    assert manifest.patient_id.tolist() == ['a', 'b', 'c']
+    assert manifest.findings_text.tolist() == ROWS.text.tolist()
+
+
+@pytest.mark.parametrize('name', FRAMES)
+def test_parquet_with_any_index(name, tmp_path):
+    FRAMES[name].to_parquet(tmp_path/'a.parquet')
+    manifest = read_table(tmp_path/'a.parquet')
+    assert manifest.patient_id.tolist() == ['a', 'b', 'c']
+    assert [Path(path).name for path in manifest.path] == ROWS.path.tolist()
+    assert manifest.findings_text.tolist() == ROWS.text.tolist()
+
+
+def test_whole_numbers_of_parquet_stay_whole(tmp_path):
+    "A missing cell makes pandas keep a column of ids as fractions."
+    ROWS.assign(patient_id=[7, None, 12]).to_parquet(tmp_path/'a.parquet')
+    assert read_table(tmp_path/'a.parquet').patient_id.tolist()[::2] == ['7', '12']
+
+
+MISSING_SPELLINGS = (
+    '', ' ', 'NULL', 'null', 'None', 'NONE', 'NA', 'N/A', 'n/a', 'nan', 'NaN', '<NA>', 'NaT', '-', '--', '–',
+    '—', '−', '.')
+
+
+@pytest.mark.parametrize('cell', MISSING_SPELLINGS)
+def test_a_missing_value_is_missing_in_any_spelling(cell, tmp_path, capsys):
+    header = 'path,study_id,patient_id,view,split,text,Edema'
+    rows = f'{header}\na.png{f",{cell}" * 6}\n'
+    manifest = read_table(write_bytes(tmp_path/'t.csv', rows.encode()))
+    row = manifest.iloc[0]
+    assert row.study_id == row.patient_id == 'a.png' and row['view'] == row['split'] == ''
+    assert row.findings_text == '' and np.isnan(row.Edema)
+    assert '1 images name no patient' in capsys.readouterr().out
+    rows = f'path,text\n{cell or " "},Clear lungs.\n'
+    with pytest.raises(UserError, match='row 1 has no path'):
+        read_table(write_bytes(tmp_path/'t.csv', rows.encode()))
+
+
+SIMILAR = [('P1', 'p1'), ('007', '7'), ('P 1', 'P1'), ('p01', 'P1'), ('A-1', 'a-01')]
+
+
+@pytest.mark.parametrize('one, other', SIMILAR)
+@pytest.mark.parametrize('column', ['patient_id', 'study_id'])
+def test_ids_that_look_alike_are_named_with_their_files(column, one, other, tmp_path, capsys):
+    rows = f'path,{column},text\na.png,{one},Clear lungs.\nb.png,{other},Edema.\n'
+    assert len(read_table(write_bytes(tmp_path/'t.csv', rows.encode()))) == 2
+    printed = capsys.readouterr().out
+    assert f"'{one}' (a.png) and '{other}' (b.png)" in printed
+
+
+def test_a_study_of_two_patients_is_named_with_its_files(tmp_path):
+    rows = b'study_id,patient_id,path,text\ns,p,a.png,x\ns,q,b.png,y\n'
+    with pytest.raises(UserError, match='a.png and .*b.png'): read_table(write_bytes(tmp_path/'t.csv', rows))
+
+
+# name → (cells of `findings`, the texts that must be there, label of the last row: finding and value)
+EFFUSION = 'Large left pleural effusion with atelectasis.'
+FINDING_CELLS = {
+    'two Normal': (['Normal', 'Normal', EFFUSION], [2], ('Pleural Effusion', 1)),
+    'nine Normal': (['Normal'] * 9 + [EFFUSION], [9], ('Atelectasis', 1)),
+    'several label words': (['Normal', 'Cardiomegaly', 'Edema', EFFUSION], [3], ('Pleural Effusion', 1)),
+    'a sentence without a stop': (['Normal', 'Normal', EFFUSION[:-1]], [2], ('Pleural Effusion', 1)),
+    'a short sentence': (['Normal', 'Normal', 'Small effusion.'], [2], ('Pleural Effusion', 1)),
+    'lists and a note': (['Effusion|Mass', 'Edema|Mass', EFFUSION], [2], ('Pleural Effusion', 1)),
+    'lists and a short note': (['Effusion|Mass', 'Edema', 'see edema'], [2], ('Edema', 1)),
+    'sentences and one word': ([EFFUSION, 'No edema.', 'Normal'], [0, 1, 2], ('No Finding', 1)),
+    'a denial': (['Normal', 'Normal', 'No effusion is seen.'], [2], ('Pleural Effusion', 0)),
+    'two sentences': (['Normal'] * 3 + ['Clear.', 'Left effusion.'], [3, 4], ('Pleural Effusion', 1)),
+    'commas': (['Normal', 'No Finding', 'Effusion, small, on the left side'], [2], ('Pleural Effusion', 1)),
+}
+
+
+@pytest.mark.parametrize('name', FINDING_CELLS)
+def test_sentences_among_label_words_are_kept(name, tmp_path):
+    cells, kept, (finding, value) = FINDING_CELLS[name]
+    pd.DataFrame({'path': [f'{i}.png' for i in range(len(cells))], 'findings': cells}).to_csv(
+        tmp_path/'t.csv', index=False)
+    manifest = read_table(tmp_path/'t.csv')
+    for row in kept: assert manifest.findings_text[row] == cells[row]
+    assert (manifest.findings_text != '').all()
+    assert manifest[finding].iloc[-1] == value
+
+
+def test_lists_alone_are_labels(tmp_path):
+    cells = ['Effusion|Mass', 'No Finding', 'Pneumonia', 'Effusion']
+    pd.DataFrame({'path': list('abcd'), 'findings': cells}).to_csv(tmp_path/'t.csv', index=False)
+    manifest = read_table(tmp_path/'t.csv')
+    assert manifest['Lung Lesion'].tolist() == [1, 0, 0, 0]
+    assert manifest.findings_text[0] == 'Effusion, mass.'
+
+
 # The manifest
 
 def test_manifest_contract(tmp_path, capsys):
@@ -199,7 +334,7 @@ def test_parquet_and_csv_give_the_manifest_back(tmp_path):
     second = 'b.png,1e5,NA,,,' + ',' * 13
     manifest = read_table(write_bytes(tmp_path/'t.csv', f'{header}\n{first}\n{second}\n'.encode()))
     assert manifest.study_id.tolist() == ['007', '1e5']
-    assert manifest.patient_id.tolist() == ['01', 'NA']
+    assert manifest.patient_id.tolist() == ['01', '1e5']  # NA is no patient
     assert manifest.loc[0, 'Cardiomegaly'] == -1
     to_parquet(manifest, tmp_path/'m.parquet')
     manifest.to_csv(tmp_path/'m.csv', index=False)

@@ -2,6 +2,7 @@
 import gzip
 import io
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
+from chexmix.batch_inference import find_images
 from chexmix.core import UserError
 from chexmix.data import (
     check_split, concatenate, fill_labels, MANIFEST_COLUMNS, read_table, scan, split_by_patient,
@@ -488,7 +490,7 @@ COLLECTIONS = {
         n_images=3,
         n_studies=3,
         texts=[
-            'FINDINGS: Clear lungs. \N{REPLACEMENT CHARACTER}',
+            'FINDINGS: Clear lungs. ÿ',  # no UTF-8, so the code page of Windows
             'FINDINGS: Small left effusion. IMPRESSION: Effusion.',
             ''],
         known=(1, 'Pleural Effusion', 1),
@@ -500,6 +502,13 @@ COLLECTIONS = {
         texts=['FINDINGS: Small left effusion.', '', ''],
         known=(0, 'Pleural Effusion', 1),
         unknown=(1, 'Pleural Effusion')),
+    'mixed_folder': Collection(
+        build_dicom_folder,
+        n_images=4,
+        n_studies=3,
+        texts=['FINDINGS: Small left effusion.', '', '', ''],
+        known=(0, 'Pleural Effusion', 1),
+        unknown=(3, 'Pleural Effusion')),
 }
 
 
@@ -669,7 +678,10 @@ def test_a_missing_file_is_named_with_what_to_download(name, file, tmp_path):
     assert '\n' not in message
 
 
-@pytest.mark.parametrize('name', sorted(set(COLLECTIONS) - {'read_table', 'folder', 'dicom_folder'}))
+OWN = {'read_table', 'folder', 'dicom_folder', 'mixed_folder'}
+
+
+@pytest.mark.parametrize('name', sorted(set(COLLECTIONS) - OWN))
 def test_missing_images_are_left_out_and_none_is_an_error(name, tmp_path, capsys):
     arguments = COLLECTIONS[name].build(tmp_path)
     first, *others = load(name, arguments).path
@@ -741,8 +753,8 @@ FAULTS = {
         'chexpert', 'train.csv', swap(',Edema,', ',Oedema,'), 'no column Edema'),
     'the same image twice': Fault(
         'chexpert', 'train.csv', repeat_first_row, 'is there twice'),
-    'latin-1': Fault(
-        'chexpert_plus', 'df_*.csv', swap('Edema.', 'Ödem.', 'latin-1'), 'cannot read the table'),
+    'an Excel file': Fault(
+        'chexpert_plus', 'df_*.csv', put(b'PK\x03\x04' + bytes(300)), 'save the sheet as CSV'),
     'labels that are no JSON': Fault(
         'chexpert_plus', '*_fixed.json', keep_until(-20), 'one JSON object a line'),
     'labels without paths': Fault(
@@ -916,3 +928,171 @@ def test_real_tables_of_open_i(tmp_path):
     assert len(manifest) == 40
     assert set(manifest['view']) == {'FRONTAL', 'LATERAL'}
     assert manifest['No Finding'].notna().any()
+
+
+# Reports go to the right image
+
+REPORT = 'Large left pleural effusion.'
+UID = '1.2.826.0.1.99'
+REPORT_FILES = {  # images, text files, and for each image whether the report is its own
+    'stem': (['a.png'], ['a.txt'], [True]),
+    'full name': (['a.png'], ['a.png.txt'], [True]),
+    'capitals': (['a.PNG'], ['a.TXT'], [True]),
+    'capitals after the full name': (['a.jpeg'], ['a.jpeg.TXT'], [True]),
+    'points in a name': (['scan.v2.tif'], ['scan.v2.txt'], [True]),
+    'points in a name, report of another': (['scan.v2.tif'], ['scan.txt'], [False]),
+    'UID': ([f'{UID}.1'], [f'{UID}.1.txt'], [True]),
+    'UID, report of its root': ([f'{UID}.1', f'{UID}.2'], [f'{UID}.txt'], [False, False]),
+    'UID and its root': ([UID, f'{UID}.1'], [f'{UID}.txt'], [True, False]),
+    'UID with an ending': ([f'{UID}.1.dcm'], [f'{UID}.1.txt'], [True]),
+    'UID with an ending, report of its root': ([f'{UID}.1.dcm'], [f'{UID}.txt'], [False]),
+    'no ending': (['IM0001'], ['IM0001.txt'], [True]),
+    'same name with and without an ending': (['a', 'a.dcm'], ['a.txt'], [True, False]),
+    'two formats of one image': (['a.png', 'a.jpg'], ['a.txt'], [True, True]),
+    'two formats, one named in full': (['a.jpg', 'a.png'], ['a.png.txt'], [False, True]),
+    'in another folder': (['x/a.png', 'y/b.png'], ['x/b.txt'], [False, False]),
+    'longer name': (['a.png', 'ab.png'], ['ab.txt'], [False, True]),
+    'numbers with a point': (['view1.5.png', 'view1.png'], ['view1.txt'], [False, True]),
+}
+
+
+def write_image(path):
+    "A PNG under the name of a picture, else DICOM."
+    is_picture = path.suffix.lower() in ('.png', '.jpg', '.jpeg', '.tif')
+    if is_picture: return write_tree(path.parent, {path.name: PNG})
+    return write_dicom(path, study=generate_uid(), patient=path.name)
+
+
+@pytest.mark.parametrize('name', REPORT_FILES)
+def test_a_report_goes_to_its_image_alone(name, tmp_path):
+    images, reports, own = REPORT_FILES[name]
+    for image in images: write_image(tmp_path/image)
+    write_tree(tmp_path, dict.fromkeys(reports, REPORT))
+    manifest = read_data(tmp_path).set_index('path')
+    texts = [manifest.findings_text[str(tmp_path/image)] for image in images]
+    assert texts == [REPORT if is_own else '' for is_own in own]
+
+
+def test_two_reports_of_one_image_are_named(tmp_path):
+    write_tree(tmp_path, {'a.png': PNG, 'a.txt': REPORT, 'a.TXT': 'Clear lungs.'})
+    with pytest.raises(UserError, match='a.TXT and .*a.txt are reports of one image'): read_data(tmp_path)
+
+
+WINDOWS = 'Findings: The heart is enlarged.\r\nImpression: Größe normal.\r\n'
+ENCODINGS = [
+    'utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be', 'utf-32', 'cp1252', 'latin-1', 'iso8859-15',
+    'cp1250']
+
+
+@pytest.mark.parametrize('ends', ['\r\n', '\n', '\r'], ids=['windows', 'unix', 'old mac'])
+@pytest.mark.parametrize('encoding', ENCODINGS)
+def test_report_files_of_any_encoding(encoding, ends, tmp_path):
+    write_tree(tmp_path, {'a.png': PNG, 'a.TXT': WINDOWS.replace('\r\n', ends).encode(encoding)})
+    row = read_data(tmp_path).iloc[0]
+    assert (row.findings_text, row.impression_text) == ('The heart is enlarged.', 'Größe normal.')
+
+
+# Everything in a folder is taken, or the line says what was left out
+
+def link(path, target):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+
+
+def dicom_and_logo(root, disk):
+    for i in range(3): write_dicom(root/f'IM{i}', study=f'1.{i}', patient=f'P{i}')
+    write_tree(root, {'logo.png': PNG})
+
+
+def dicom_dir(root, disk):
+    write_dicom(root/'DICOM'/'IM1')
+    write_tree(root, {'DICOMDIR': bytes(128) + b'DICM', 'index.html': 'x', 'viewer.exe': 'x', 'AUTORUN': 'x'})
+
+
+def linked_patients(root, disk):
+    write_tree(disk, {'p2/b.png': PNG})
+    write_tree(root, {'p1/a.png': PNG})
+    link(root/'p2', disk/'p2')
+
+
+def linked_chain(root, disk):
+    write_tree(disk, {'a.png': PNG})
+    link(disk/'inner', root)
+    link(root/'one'/'two', disk)
+
+
+def linked_twice(root, disk):
+    write_tree(disk, {'a.png': PNG})
+    link(root/'x', disk)
+    link(root/'y', disk)
+
+
+def linked_file(root, disk):
+    write_tree(disk, {'a.png': PNG})
+    link(root/'b.png', disk/'a.png')
+
+
+def own_name_first(root, disk):
+    write_tree(root, {'z/a.png': PNG})
+    link(root/'a', root/'z')
+
+
+def linked_dicom(root, disk):
+    write_dicom(disk/'IM1')
+    link(root/'cd', disk)
+
+
+def linked_root(root, disk):
+    write_tree(disk, {'a.png': PNG})
+    root.rmdir()
+    link(root, disk)
+
+
+def other_pictures(root, disk):
+    write_tree(root, {'a.png': PNG, 'b.bmp': b'BM', 'c.gif': b'GIF', 'd.txt': 'x', 'e.webp': b'x'})
+
+
+FOLDERS = {  # how it is made, the images in it, words of the line
+    'DICOM and a logo': (dicom_and_logo, ['IM0', 'IM1', 'IM2', 'logo.png'], '3 DICOM files'),
+    'a CD': (dicom_dir, ['IM1'], '4 files are no images and left out (2 no ending'),
+    'linked patients': (linked_patients, ['a.png', 'b.png'], '2 images'),
+    'links in a circle': (linked_chain, ['a.png'], '1 images'),
+    'linked twice': (linked_twice, ['a.png'], '1 images'),
+    'a linked file': (linked_file, ['b.png'], '1 images'),
+    'a folder under two names': (own_name_first, ['a.png'], '1 images'),
+    'linked DICOM': (linked_dicom, ['IM1'], '1 images'),
+    'a linked root': (linked_root, ['a.png'], '1 images'),
+    'pictures of other kinds': (other_pictures, ['a.png'], '3 files are no images and left out'),
+}
+
+
+@pytest.mark.parametrize('name', FOLDERS)
+def test_everything_in_a_folder_is_taken_or_counted(name, tmp_path, capsys):
+    build, images, words = FOLDERS[name]
+    (tmp_path/'root').mkdir()
+    (tmp_path/'disk').mkdir()
+    build(tmp_path/'root', tmp_path/'disk')
+    assert sorted(Path(path).name for path in read_data(tmp_path/'root').path) == images
+    assert words in capsys.readouterr().out
+    assert sorted(Path(path).name for path in find_images([tmp_path/'root'])) == images
+
+
+def test_a_folder_under_two_names_keeps_its_own(tmp_path):
+    own_name_first(tmp_path, None)
+    assert read_data(tmp_path).patient_id.tolist() == ['z']
+
+
+def test_a_report_without_an_image_is_counted(tmp_path, capsys):
+    write_tree(tmp_path, {'a.png': PNG, 'a.txt': REPORT, 'b.txt': REPORT})
+    read_data(tmp_path)
+    assert '1 files are texts without an image and left out (1 .txt)' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', [b'caf\xe9.png', b'p\xff/a.png', b'\x80'])
+def test_names_that_are_no_utf8_are_left_out_by_name(name, tmp_path, capsys):
+    write_tree(tmp_path, {'a.png': PNG})
+    odd = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+    odd.parent.mkdir(exist_ok=True)
+    write_image(odd) if odd.suffix else write_dicom(odd)
+    assert [Path(path).name for path in read_data(tmp_path).path] == ['a.png']
+    assert 'names that are not UTF-8 and are left out' in capsys.readouterr().out

@@ -386,3 +386,167 @@ def test_real_dicom_pair(policy, tmp_path):
     stored = pydicom.dcmread(folder/'rsna_pneumonia_1.dcm').pixel_array
     inverse = dicom(tmp_path/'a.dcm', 255 - stored, 'MONOCHROME1')
     np.testing.assert_allclose(read_radiograph(inverse, 128, policy), bright, atol=1e-6)
+
+
+# Padding that the stored bits cannot hold
+
+def ramp(bits=12, signed=False):
+    "(64, 64) values that use all of `bits`, a third of them at the largest value."
+    values = np.minimum(np.linspace(0, 1.5 * 2**bits, 64 * 64), 2**bits - 1).astype(int).reshape(64, 64)
+    return (values - signed * 2**(bits - 1)).astype(np.int16 if signed else np.uint16)
+
+
+# bits, whether signed, PixelPaddingValue, limit, VR, which decoded values are black
+OUTSIDE = {
+    '65535 with 12 bits': (12, False, 65535, None, 'US', None),
+    '-1 written for 12 unsigned bits': (12, False, -1, None, 'SS', None),
+    '-32768 with 12 signed bits': (12, True, -32768, None, 'SS', None),
+    '32768 for -32768': (12, True, 32768, None, 'US', None),
+    '4096 with 12 bits': (12, False, 4096, None, 'US', None),
+    '63536 with 10 bits': (10, False, 63536, None, 'US', None),
+    '-2000 with 10 signed bits': (10, True, -2000, None, 'SS', None),
+    '32768 with 15 bits': (15, False, 32768, None, 'US', None),
+    'range above the bits': (12, False, 5000, 65535, 'US', None),
+    'range that begins within': (12, False, 4000, 65535, 'US', (4000, 4095)),
+    'range from below': (12, True, -32768, -2000, 'SS', (-2048, -2000)),
+    'the largest value': (12, False, 4095, None, 'US', (4095, 4095)),
+    'a negative value': (12, True, -2048, None, 'SS', (-2048, -2048)),
+    'a negative value without its sign': (12, True, 2048, None, 'US', (-2048, -2048)),
+    'a negative value as 16 bits': (12, True, 63488, None, 'US', (-2048, -2048)),
+}
+
+
+@pytest.mark.parametrize('name', OUTSIDE)
+def test_padding_is_compared_as_it_is_stored(name, tmp_path):
+    bits, signed, value, limit, vr, black = OUTSIDE[name]
+    pixels = ramp(bits, signed)
+    path = dicom(tmp_path/'a.dcm', pixels, bits=bits)
+    data = pydicom.dcmread(path)
+    data.add_new('PixelPaddingValue', vr, value)
+    if limit is not None: data.add_new('PixelPaddingRangeLimit', vr, limit)
+    data.save_as(path)
+    unit = to_unit(pixels_of(path))
+    if black is None:
+        expected = to_unit(pixels_of(dicom(tmp_path/'b.dcm', pixels, bits=bits)))
+        np.testing.assert_array_equal(unit, expected)
+        assert unit[-1].min() == 1
+    else:
+        is_black = (black[0] <= pixels) & (pixels <= black[1])
+        assert unit[is_black].max() == 0 and unit[~is_black].max() == 1
+
+
+def test_padding_stored_in_bits_that_do_not_count(tmp_path):
+    "The word 65535 is padding although 12 bits of it would be 4095, which is white elsewhere."
+    pixels = ramp()
+    pixels[:, :10] = 65535
+    unit = to_unit(pixels_of(dicom(tmp_path/'a.dcm', pixels, bits=12, PixelPaddingValue=65535)))
+    assert unit[:, :10].max() == 0 and unit[-1, 10:].min() == 1
+
+
+# Pixels that are not square
+
+SQUARE_BLOCK = {  # elements, and height by width of a pixel
+    'PixelAspectRatio': (dict(PixelAspectRatio=[1, 2]), .5),
+    'PixelAspectRatio, tall': (dict(PixelAspectRatio=[2, 1]), 2),
+    'PixelAspectRatio in large numbers': (dict(PixelAspectRatio=[300, 600]), .5),
+    'PixelSpacing': (dict(PixelSpacing=[.1, .2]), .5),
+    'PixelSpacing, tall': (dict(PixelSpacing=[.2, .1]), 2),
+    'ImagerPixelSpacing': (dict(ImagerPixelSpacing=[.1, .2]), .5),
+    'NominalScannedPixelSpacing': (dict(NominalScannedPixelSpacing=[.2, .1]), 2),
+    'PixelSpacing before ImagerPixelSpacing': (dict(PixelSpacing=[.1, .2], ImagerPixelSpacing=[.1, .1]), .5),
+    'spacing before ratio': (dict(PixelSpacing=[.1, .1], PixelAspectRatio=[1, 2]), 1),
+    'square': (dict(PixelSpacing=[.139, .139]), 1),
+    'square but for rounding': (dict(PixelSpacing=[.1390, .1392]), 1),
+    'ratio of zero': (dict(PixelAspectRatio=[0, 0]), 1),
+    'empty spacing, ratio': (dict(PixelSpacing=None, PixelAspectRatio=[1, 2]), .5),
+}
+
+
+@pytest.mark.parametrize('policy', ['pad', 'crop', 'official'])
+@pytest.mark.parametrize('name', SQUARE_BLOCK)
+def test_a_square_stays_square(name, policy, tmp_path):
+    tags, aspect = SQUARE_BLOCK[name]
+    height, width = (64, 32) if aspect == .5 else (32, 64) if aspect == 2 else (64, 64)
+    block = np.zeros((height, width), np.uint16)
+    block[height // 4:-height // 4, width // 4:-width // 4] = 4095
+    image = open_radiograph(dicom(tmp_path/'a.dcm', block, bits=12, **tags), 64, policy)
+    bright = image.image > .5
+    assert bright.any(1).sum() == bright.any(0).sum() == 32
+    assert image.header.aspect == pytest.approx(aspect)
+    assert image.geometry.to_original(*image.geometry.to_square(5, 7)) == pytest.approx((5, 7))
+
+
+def test_spacing_of_no_detector_is_named(tmp_path):
+    path = dicom(tmp_path/'a.dcm', ramp(), bits=12, PixelSpacing=[.1, 100])
+    with pytest.raises(UserError, match='PixelSpacing says that pixels are'): read_radiograph(path, 16)
+
+
+# What a header may leave out, and windows that viewers ignore
+
+WHOLE = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+LEFT_OUT = [
+    ['PixelRepresentation'], ['SamplesPerPixel'], ['HighBit'], ['PixelRepresentation', 'SamplesPerPixel'],
+    ['HighBit', 'PixelRepresentation'], ['SamplesPerPixel', 'HighBit', 'PixelRepresentation'],
+    ['BitsAllocated'], ['BitsAllocated', 'HighBit']]
+
+
+@pytest.mark.parametrize('is_emptied', [False, True], ids=['left out', 'empty'])
+@pytest.mark.parametrize('names', LEFT_OUT, ids=' '.join)
+def test_what_every_viewer_assumes_may_be_absent(names, is_emptied, tmp_path):
+    data = pydicom.dcmread(dicom(tmp_path/'a.dcm', WHOLE, bits=12))
+    expected = pixels_of(tmp_path/'a.dcm')
+    for name in names:
+        if is_emptied: data[name].value = None
+        else: delattr(data, name)
+    data.save_as(tmp_path/'b.dcm')
+    np.testing.assert_array_equal(pixels_of(tmp_path/'b.dcm'), expected)
+
+
+def test_absent_bits_and_planes(tmp_path, colour):
+    data = pydicom.dcmread(dicom(tmp_path/'a.dcm', WHOLE, bits=16))
+    del data.BitsStored, data.HighBit
+    data.save_as(tmp_path/'b.dcm')
+    np.testing.assert_array_equal(pixels_of(tmp_path/'b.dcm'), pixels_of(tmp_path/'a.dcm'))
+    data = pydicom.dcmread(dicom(tmp_path/'a.dcm', colour, 'RGB'))
+    del data.PlanarConfiguration, data.SamplesPerPixel
+    data.save_as(tmp_path/'b.dcm')
+    np.testing.assert_array_equal(pixels_of(tmp_path/'b.dcm'), pixels_of(tmp_path/'a.dcm'))
+
+
+@pytest.mark.parametrize('name', ['PhotometricInterpretation', 'Rows', 'Columns'])
+def test_what_cannot_be_known_is_named(name, tmp_path):
+    data = pydicom.dcmread(dicom(tmp_path/'a.dcm', WHOLE, bits=12))
+    delattr(data, name)
+    data.save_as(tmp_path/'b.dcm')
+    with pytest.raises(UserError, match='PhotometricInterpretation|pixels'): read_pixels(tmp_path/'b.dcm')
+
+
+def test_a_lut_without_its_descriptor_is_named(tmp_path):
+    item = pydicom.Dataset()
+    item.add_new('LUTData', 'OW', bytes(8))
+    path = dicom(tmp_path/'a.dcm', WHOLE, bits=12, VOILUTSequence=[item])
+    with pytest.raises(UserError, match='it lacks its LUTDescriptor'): read_pixels(path)
+
+
+WINDOWS = {  # elements, and the mean of the picture
+    'width 0': (dict(WindowCenter=0, WindowWidth=0), .5),
+    'negative width': (dict(WindowCenter=10, WindowWidth=-5), .5),
+    'width .5 after a small slope': (
+        dict(WindowCenter='.5', WindowWidth='.5', RescaleSlope='0.000244140625', RescaleIntercept=0), .5),
+    'width .9': (
+        dict(WindowCenter='.5', WindowWidth='.9', RescaleSlope='0.000244140625', RescaleIntercept=0), .5),
+    'center alone': (dict(WindowCenter=2048), .5),
+    'width alone': (dict(WindowWidth=100), .5),
+    'empty window': (dict(WindowCenter=None, WindowWidth=None), .5),
+    'the second of two': (dict(WindowCenter=[0, 2048], WindowWidth=[0, 4096]), .5),
+    'width 0 with a function': (dict(WindowCenter=0, WindowWidth=0, VOILUTFunction='LINEAR_EXACT'), .5),
+    'width 0 of a sigmoid': (dict(WindowCenter=0, WindowWidth=0, VOILUTFunction='SIGMOID'), .5),
+    'width 1': (dict(WindowCenter='2048.5', WindowWidth=1), .5),
+}
+
+
+@pytest.mark.parametrize('name', WINDOWS)
+def test_windows_that_viewers_ignore_or_use(name, tmp_path):
+    tags, mean = WINDOWS[name]
+    unit = to_unit(pixels_of(dicom(tmp_path/'a.dcm', WHOLE, bits=12, **tags)))
+    assert unit.mean() == pytest.approx(mean, abs=.01)

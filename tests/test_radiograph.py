@@ -1,5 +1,8 @@
 "Radiographs: the same pixels in every container, picture files, arrays, the square and the way back."
+import io
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from radiograph_files import (
 
 from chexmix.core import UserError
 from chexmix.radiograph import (
-    POLICIES, geometry, open_radiograph, read_header, read_images, read_radiograph)
+    POLICIES, geometry, open_radiograph, read_header, read_images, read_pixels, read_radiograph, to_unit)
 from chexmix.vqgan import VQConfig, VQModel
 
 
@@ -184,7 +187,7 @@ def test_header_of_a_picture(name, tmp_path, gray):
 
 BAD_ARRAYS = {
     'vector': np.zeros(5), 'empty': np.zeros((0, 4)), 'four axes': np.zeros((2, 3, 4, 5)),
-    'two channels': np.zeros((4, 4, 2)), 'infinite': np.full((3, 3), np.inf), 'nan': np.full((3, 3), np.nan),
+    'four channels': np.zeros((4, 4, 4)), 'infinite': np.full((3, 3), np.inf), 'nan': np.full((3, 3), np.nan),
     'text': np.array([['a']]), 'thread': np.zeros((1, 500)), 'complex': np.zeros((3, 3), complex),
     'too large': np.broadcast_to(np.uint8(0), (10_000, 10_000))}
 
@@ -280,12 +283,17 @@ def test_unknown_policy(gray):
 
 # The official preprocessing
 
-def test_official_depends_on_the_extension(tmp_path, gray):
+def test_official_depends_on_the_format(tmp_path, gray):
     clipped = gray.clip(max=200)
     png = picture(tmp_path/'a.png', clipped)
     jpeg = picture(tmp_path/'a.jpg', clipped, quality=95)
     assert read_radiograph(png, 64, 'official').max() == 1
     assert read_radiograph(jpeg, 64, 'official').max() < .85
+    named_otherwise = [(png, 'b.jpg'), (jpeg, 'b.png'), (png, 'b'), (jpeg, 'b.tif')]
+    for source, name in named_otherwise:
+        (tmp_path/name).write_bytes(source.read_bytes())
+        same = read_radiograph(tmp_path/name, 64, 'official')
+        np.testing.assert_array_equal(same, read_radiograph(source, 64, 'official'))
 
 
 @needs('golden/released_layout/vqgan.ckpt')
@@ -313,3 +321,172 @@ def test_real_pictures_with_their_headers():
         assert min(radiograph.header.height, radiograph.header.width) == 320
         assert radiograph.header.bits == 8
         assert .05 < radiograph.image.mean() < .95
+
+
+# Orientation
+
+def corners():
+    "(60, 40) pixels that show which way is up."
+    pixels = np.zeros((60, 40), np.uint8)
+    pixels[:15] = 250
+    pixels[15:, :10] = 120
+    return pixels
+
+
+UPRIGHT = {  # how the stored picture has to be turned, TIFF 6.0 and EXIF 2.32
+    1: lambda p: p, 2: np.fliplr, 3: lambda p: p[::-1, ::-1], 4: np.flipud, 5: np.transpose,
+    6: lambda p: np.rot90(p, -1), 7: lambda p: np.rot90(p, 2).T, 8: np.rot90}
+TURNED = {  # ending, options of Pillow, whether the pixels have 16 bits
+    'png': ('png', {}, False), 'png of 16 bits': ('png', {}, True), 'jpeg': ('jpg', {'quality': 95}, False),
+    'tiff': ('tif', {}, False), 'tiff of 16 bits': ('tif', {}, True),
+    'packed tiff': ('tif', {'compression': 'tiff_lzw'}, False)}
+
+
+@pytest.mark.parametrize('orientation', UPRIGHT)
+@pytest.mark.parametrize('name', TURNED)
+def test_a_turned_picture_is_read_upright(name, orientation, tmp_path):
+    ending, options, is_deep = TURNED[name]
+    pixels = corners() * np.uint16(257) if is_deep else corners()
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    path = tmp_path/f'a.{ending}'
+    Image.fromarray(pixels).save(path, exif=exif, **options)
+    expected = UPRIGHT[orientation](corners()) / 255
+    read = to_unit(read_pixels(path)[0])
+    assert read.shape == expected.shape and np.abs(read - expected).max() < .05
+    radiograph = open_radiograph(path, 32)
+    for header in (radiograph.header, read_header(path)):
+        assert (header.height, header.width) == expected.shape
+    assert (radiograph.geometry.height, radiograph.geometry.width) == expected.shape
+    if ending != 'tif':  # Pillow maps a TIFF that it opened by name
+        np.testing.assert_array_equal(read_radiograph(Image.open(path), 32), radiograph.image)
+
+
+@pytest.mark.parametrize('value', [0, 9, 65535])
+def test_an_orientation_that_does_not_exist_is_ignored(value, tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = value
+    Image.fromarray(corners()).save(tmp_path/'a.png', exif=exif)
+    np.testing.assert_array_equal(read_pixels(tmp_path/'a.png')[0], corners())
+
+
+def test_damaged_exif_does_not_hide_the_picture(tmp_path):
+    Image.fromarray(corners()).save(tmp_path/'a.png', exif=b'Exif\0\0II*\0\xff\xff\xff\xff')
+    np.testing.assert_array_equal(read_pixels(tmp_path/'a.png')[0], corners())
+
+
+def test_the_first_picture_of_a_phone_is_the_picture(tmp_path, gray):
+    others = [Image.fromarray(gray[::2, ::2].copy())]
+    Image.fromarray(gray).save(tmp_path/'a.jpg', 'MPO', save_all=True, append_images=others)
+    image = open_radiograph(tmp_path/'a.jpg', 32)
+    assert image.header.frames == 1 and (image.header.height, image.header.width) == gray.shape
+
+
+# Pixels that are not square
+
+RESOLUTIONS = {  # ending, options of Pillow, height by width of a pixel
+    'png': ('png', {'dpi': (200, 100)}, 2), 'png, other way': ('png', {'dpi': (100, 200)}, .5),
+    'jpeg': ('jpg', {'dpi': (200, 100)}, 2), 'tiff': ('tif', {'dpi': (204, 102)}, 2),
+    'packed tiff': ('tif', {'dpi': (100, 200), 'compression': 'tiff_lzw'}, .5),
+    'square': ('png', {'dpi': (300, 300)}, 1), 'nearly square': ('png', {'dpi': (300, 301)}, 1),
+    'nothing said': ('tif', {}, 1), 'nonsense': ('tif', {'dpi': (1, 4000)}, 1),
+    'square jpeg': ('jpg', {'dpi': (72, 72)}, 1)}
+
+
+@pytest.mark.parametrize('name', RESOLUTIONS)
+def test_resolution_makes_pixels_square(name, tmp_path):
+    ending, options, aspect = RESOLUTIONS[name]
+    height, width = (32, 64) if aspect == 2 else (64, 32) if aspect == .5 else (64, 64)
+    pixels = np.zeros((height, width), np.uint8)
+    pixels[height // 4:-height // 4, width // 4:-width // 4] = 255
+    image = open_radiograph(picture(tmp_path/f'a.{ending}', pixels, **options), 64)
+    bright = image.image > .5
+    assert image.header.aspect == pytest.approx(aspect)
+    assert bright.any(1).sum() == bright.any(0).sum() == 32
+
+
+# The same pixels in memory, by their path, as an array, whatever the ending says
+
+def png16(pixels, kind):
+    "A PNG with 16 bits a channel; kind 0 gray, 2 RGB, 4 gray and alpha, 6 RGB and alpha."
+    def chunk(name, body):
+        return struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body))
+    header = struct.pack('>IIBBBBB', pixels.shape[1], pixels.shape[0], 16, kind, 0, 0, 0)
+    rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in pixels)
+    body = chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + body
+
+
+LOW = np.linspace(0, 4095, 64 * 48).reshape(64, 48).astype(np.uint16)
+ALPHA = np.full_like(LOW, 65535)
+DEEP = {
+    'gray': (LOW, 0), 'gray and alpha': (np.dstack([LOW, ALPHA]), 4), 'RGB': (np.dstack([LOW] * 3), 2),
+    'RGB and alpha': (np.dstack([LOW, LOW, LOW, ALPHA]), 6),
+    'gray and little alpha': (np.dstack([LOW, LOW]), 4)}
+
+
+@pytest.mark.parametrize('ending', ['png', 'jpg', 'tif', 'dat'])
+@pytest.mark.parametrize('name', DEEP)
+def test_all_16_bits_of_a_png_count(name, ending, tmp_path):
+    pixels, kind = DEEP[name]
+    path = tmp_path/f'a.{ending}'
+    path.write_bytes(png16(pixels, kind))
+    assert len(np.unique(read_pixels(path)[0])) == LOW.size
+    expected = read_radiograph(LOW, 32)
+    for source in (path, Image.open(path), Image.open(io.BytesIO(path.read_bytes()))):
+        np.testing.assert_array_equal(read_radiograph(source, 32), expected)
+    official = read_radiograph(path, 32, 'official')
+    np.testing.assert_allclose(official, read_radiograph(LOW, 32, 'official'), atol=1.1 / 255)
+    assert read_header(path).bits == 16
+
+
+def test_16_bit_colour_of_a_tiff_is_refused(tmp_path):
+    "Pillow would keep the high byte of each colour without a word."
+    image = Image.fromarray(in_rgb(np.zeros((8, 8), np.uint8)))
+    image.save(tmp_path/'a.tif')
+    body = bytearray((tmp_path/'a.tif').read_bytes())
+    with Image.open(tmp_path/'a.tif') as opened: place = opened.tag_v2._tagdata[258]
+    at = body.find(place)
+    body[at:at + 6] = struct.pack('<HHH', 16, 16, 16)
+    (tmp_path/'a.tif').write_bytes(body)
+    with pytest.raises(UserError, match='16 bits a colour'): read_radiograph(tmp_path/'a.tif', 8)
+
+
+MODES = ['1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'I', 'F', 'I;16']
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_a_picture_in_memory_is_the_picture_in_its_file(mode, tmp_path, gray):
+    image = Image.fromarray(gray.astype(np.uint16)) if mode == 'I;16' else Image.fromarray(gray).convert(mode)
+    path = tmp_path/'a.tif' if mode in ('RGBX', 'CMYK', 'YCbCr', 'F', 'I') else tmp_path/'a.png'
+    if mode == 'PA': path, image = tmp_path/'a.png', image.convert('P')
+    image.save(path)
+    expected = read_radiograph(path, 64)
+    np.testing.assert_array_equal(read_radiograph(image, 64), expected)
+    if mode in ('1', 'L', 'LA', 'RGB', 'I', 'F', 'I;16'):
+        np.testing.assert_array_equal(read_radiograph(np.asarray(image), 64), expected)
+    if mode not in ('1', 'F'):
+        np.testing.assert_allclose(expected, read_radiograph(gray, 64), atol=.02)
+
+
+TENSORS = {
+    'gray': lambda p: torch.tensor(p), 'one channel': lambda p: torch.tensor(p)[None],
+    'three channels': lambda p: torch.tensor(p).expand(3, -1, -1),
+    'channels last': lambda p: torch.tensor(in_rgb(p)),
+    'float': lambda p: torch.tensor(p / 255).float(), 'double': lambda p: torch.tensor(p / 255),
+    'wants gradients': lambda p: torch.tensor(p / 255).float().requires_grad_(),
+    '16 bits': lambda p: torch.tensor(p.astype(np.int16)), 'view': lambda p: torch.tensor(p.T.copy()).T,
+    'one channel last': lambda p: torch.tensor(p)[..., None]}
+
+
+@pytest.mark.parametrize('name', TENSORS)
+def test_a_tensor_is_read_as_its_pixels(name, gray):
+    np.testing.assert_allclose(read_radiograph(TENSORS[name](gray), 64), read_radiograph(gray, 64), atol=1e-6)
+
+
+NO_IMAGES = [None, 7, 0, 1.5, b'a.png', {'path': 'a.png'}, object(), ('a.png',), np.int64(0), True]
+
+
+@pytest.mark.parametrize('value', NO_IMAGES, ids=lambda x: type(x).__name__)
+def test_what_is_no_radiograph_is_named_by_its_type(value):
+    with pytest.raises(UserError, match='is no radiograph: give a path'): read_radiograph(value, 8)

@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 
 from chexmix.core import UserError
-from chexmix.report_text import (
-    count_gaps, CUES, explain_report, FINDINGS, label_report, labels_to_text, LEXICON, phrase_words,
-    report_mentions, report_sections, report_text, resolve_uncertain, Rules, standard_rules, text_gap,
-    with_parents,
-)
+from chexmix.data import one_line
 from chexmix.phantom import make_phantom, study_row
+from chexmix.report_text import (
+    count_gaps, CUES, divided_words, explain_report, FINDINGS, join_lines, label_report, labels_to_text,
+    LEXICON, phrase_words, plain_text, report_mentions, report_sections, report_text, resolve_uncertain,
+    Rules, standard_rules, text_gap, with_parents,
+)
+from structured_reports import KINDS, SHORT
 
 REPORTS = Path(__file__).parents[2]/'shared'/'data'/'iu_reports'/'indiana_reports.csv'
 
@@ -505,12 +507,50 @@ INDEX_TERMS = {
 
 
 @pytest.mark.skipif(not REPORTS.exists(), reason='real data not here: shared/data/iu_reports')
-def test_real_reports_agree_with_people():
+@pytest.mark.parametrize('half', [1, 0], ids=['odd', 'even'])
+def test_real_reports_agree_with_people(half):
     table = pd.read_csv(REPORTS).fillna('')
-    table = table[(table.uid % 2 == 1) & ~table.MeSH.str.contains('No Indexing')]
+    table = table[(table.uid % 2 == half) & ~table.MeSH.str.contains('No Indexing')]
     reports = 'FINDINGS: ' + table.findings + ' IMPRESSION: ' + table.impression
     labels = pd.DataFrame([label_report(text, parents=False) for text in reports])[list(INDEX_TERMS)]
     terms = INDEX_TERMS.values()
     truth = np.array([table.MeSH.str.contains(pattern, case=False) for pattern in terms]).T
     assert micro_f1((labels == 1).to_numpy(), truth) >= .85
     assert micro_f1(labels.isin([1, -1]).to_numpy(), truth) >= .85
+
+
+# Structured reports
+
+STRUCTURED = [(kind, text, labels) for kind, rows in KINDS.items() for text, labels in rows]
+
+
+@pytest.mark.parametrize('kind, text, expected', STRUCTURED, ids=[text for _, text, _ in STRUCTURED])
+def test_sentences_of_structured_reports(kind, text, expected):
+    labels = label_report(text, parents=False)
+    for item in expected.split(', '):
+        name, value = item.rsplit(' ', 1)
+        assert labels[SHORT[name]] == float(value), (kind, item)
+
+
+def test_the_set_of_structured_reports_is_large_enough():
+    assert len(STRUCTURED) >= 200
+    assert min(map(len, KINDS.values())) >= 10
+    assert len({text for _, text, _ in STRUCTURED}) == len(STRUCTURED)
+
+
+LINES = [text for kind in ('lines without stops', 'bullets', 'lines broken at the margin')
+         for text, _ in KINDS[kind] if 'FINDINGS' not in text and 'IMPRESSION' not in text]
+
+
+@pytest.mark.parametrize('text', LINES, ids=ascii)
+def test_line_breaks_survive_on_the_one_line_of_a_table(text):
+    "What a manifest keeps on one line has the labels of the lines."
+    line = one_line(text)
+    assert '\n' not in line
+    np.testing.assert_equal(label_report(line), label_report(text))
+
+
+@pytest.mark.parametrize('text', [
+    'No effusion or pneumothorax.', '5 mm nodule < 1 cm and > 3 mm.', 'Seen at ___ & [**1**].'])
+def test_plain_texts_stay_as_they_are(text):
+    assert plain_text(text) == text == join_lines(text) == divided_words(text)
