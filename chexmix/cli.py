@@ -413,7 +413,7 @@ DEMO = (  # notebook, its own parameters, seconds expected at preset small on tw
     ('05_pretrain', {'stage': 1}, 70),
     ('05_pretrain', {'stage': 2}, 70),
     ('06_classify', {}, 60),
-    ('07_inpaint', {}, 75),
+    ('07_inpaint', {'classifier_steps': 300}, 75),
     ('08_report', {}, 25),
     ('09_retrieve', {}, 25),
     ('10_baselines', {}, 55),
