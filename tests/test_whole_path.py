@@ -44,7 +44,8 @@ def test_real_radiographs_through_the_whole_path(tmp_path):
     few = ComparisonSettings(most=100, ratios=(0, .5), inpaint_most=8, report_most=16, pool=20)
     evaluate_baselines(folder, comparison=few)
     records = load_records(folder/'results')
-    assert set(records.task) == {'tokenizer', 'classify', 'inpaint', 'report', 'guidance', 'retrieve'}
+    tasks = {'tokenizer', 'classify', 'inpaint', 'report', 'guidance', 'retrieve', 'paired'}
+    assert set(records.task) == tasks
     assert {'stage2', 'pixels 32×32', 'chance'} <= set(records.model)
     page = results_page(folder/'results', folder/'figures', folder/'index.html')
     assert page.stat().st_size > 1e5
