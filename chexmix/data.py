@@ -108,7 +108,7 @@ def to_manifest(
     check_rows(manifest, name)
     return manifest
 
-# %% ../nbs/01_data.ipynb #a78f4a31
+# %% ../nbs/01_data.ipynb #d6bffe4a
 def raw_table(
     path: str | Path,
 ) -> bytes:
@@ -117,7 +117,7 @@ def raw_table(
     is_packed = content[:2] == b'\x1f\x8b' or str(path).lower().endswith('.gz')
     return gzip.decompress(content) if is_packed else content
 
-# %% ../nbs/01_data.ipynb #9e4357d7
+# %% ../nbs/01_data.ipynb #76ae5159
 def refuse_binary(content: bytes):
     "Raise `ValueError` where the bytes of a table are those of another kind of file."
     if content[:4] in (b'PK\x03\x04', b'\xd0\xcf\x11\xe0'):
@@ -125,7 +125,7 @@ def refuse_binary(content: bytes):
     if b'\0' in content[:4000] and encoding_of(content) == 'utf-8':
         raise ValueError('it holds binary data')
 
-# %% ../nbs/01_data.ipynb #cc8c2aed
+# %% ../nbs/01_data.ipynb #fa6ade89
 def table_text(
     content: bytes,    # of a CSV file
     path: str | Path,  # of the file, for the message
@@ -147,7 +147,7 @@ def separator(
     bare = re.sub('"[^"]*"', '', header)
     return max(',', ';', '\t', '|', key=bare.count)
 
-# %% ../nbs/01_data.ipynb #ec2ac0d4
+# %% ../nbs/01_data.ipynb #072db4f5
 def read_csv(
     text: str,                  # of a CSV file
     columns: list[str] | None,  # those to read; None: all there are
@@ -164,14 +164,14 @@ def read_csv(
     wanted = None if columns is None else lambda name: name in columns
     return pd.read_csv(io.StringIO(text), sep=mark, dtype=str, keep_default_na=False, usecols=wanted)
 
-# %% ../nbs/01_data.ipynb #2366d215
+# %% ../nbs/01_data.ipynb #ae3d9f79
 def plain_numbers(column: pd.Series) -> pd.Series:
     "A column as text; numbers without a fraction are written without one, as in a CSV file."
     if column.dtype.kind == 'f' and (column.dropna() % 1 == 0).all():
         return column.astype('Int64').astype('string').fillna('').astype(str)
     return column.astype(str)
 
-# %% ../nbs/01_data.ipynb #6ec02c4b
+# %% ../nbs/01_data.ipynb #e6d17938
 def read_parquet(
     path: str | Path,
 ) -> pd.DataFrame:
@@ -336,13 +336,13 @@ def map_unique(
     results[:] = [function(cell) for cell in different]
     return results[codes]
 
-# %% ../nbs/01_data.ipynb #676204e4
+# %% ../nbs/01_data.ipynb #a9525a4c
 def is_sentence(cell: str) -> bool:
     "Whether a cell that lists no known labels is a sentence, and not a label of another data set."
     longest = max(len(part.split()) for part in re.split(r'[|;,]', cell))
     return longest > 3 or cell.rstrip().endswith('.')
 
-# %% ../nbs/01_data.ipynb #aa72da31
+# %% ../nbs/01_data.ipynb #92808e9a
 def lists_labels(cells: pd.Series) -> bool:
     "Whether the different cells of a column are lists of labels, a few others aside."
     different = pd.unique(cells[cells != ''])
@@ -360,7 +360,7 @@ def listed_labels(
     if 'findings_text' not in table or set(MANIFEST_COLUMNS) <= set(table): return None
     return table['findings_text'] if lists_labels(table['findings_text']) else None
 
-# %% ../nbs/01_data.ipynb #53f212c7
+# %% ../nbs/01_data.ipynb #af452247
 def without_lists(
     table: pd.DataFrame,  # with `findings_text`
 ) -> pd.DataFrame:
@@ -441,7 +441,7 @@ def identities(
     alone = is_missing(patient)
     return study, patient.mask(alone, study), int(alone.sum())
 
-# %% ../nbs/01_data.ipynb #3d04669a
+# %% ../nbs/01_data.ipynb #9679b720
 def similar_ids(
     ids: pd.Series,    # of studies or patients, one an image
     paths: pd.Series,  # of the images
@@ -454,7 +454,7 @@ def similar_ids(
     pair = rows[form == form[twice.idxmax()]].head(2)
     return int(twice.sum()), ' and '.join(f'{row.given!r} ({row.path})' for row in pair.itertuples())
 
-# %% ../nbs/01_data.ipynb #933c01dd
+# %% ../nbs/01_data.ipynb #7732f0ad
 def print_similar_ids(
     table: pd.DataFrame,  # as `open_table` gives it
 ):

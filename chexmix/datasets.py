@@ -738,7 +738,7 @@ def rexgradient(
 PICTURE_ENDINGS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff')
 IMAGE_ENDINGS = (*PICTURE_ENDINGS, '.dcm', '.dicom')
 
-# %% ../nbs/data/datasets.ipynb #3a36c086
+# %% ../nbs/data/datasets.ipynb #43c4c06a
 def walk_once(
     folder: str,
     seen: set[str],  # real paths of folders that were walked before; the new ones are added
@@ -772,7 +772,7 @@ def files_below(
         links += inner
     return sorted(files)
 
-# %% ../nbs/data/datasets.ipynb #45e5ac12
+# %% ../nbs/data/datasets.ipynb #c212db66
 def looks_like_dicom(
     path: str,
 ) -> bool:
@@ -785,7 +785,7 @@ def looks_like_dicom(
         with open(path, 'rb') as file: return file.read(132)[128:] == b'DICM'
     except OSError: return '.' not in name  # for the reader to name
 
-# %% ../nbs/data/datasets.ipynb #cede052f
+# %% ../nbs/data/datasets.ipynb #c187f739
 @dataclass(frozen=True)
 class FolderFiles:
     "The files below a folder, by kind."
@@ -802,7 +802,7 @@ def sort_files(files: list[str]) -> FolderFiles:
     taken = {*pictures, *dicom}
     return FolderFiles(pictures, dicom, [path for path in files if path not in taken])
 
-# %% ../nbs/data/datasets.ipynb #5af59435
+# %% ../nbs/data/datasets.ipynb #c1a023ba
 def print_left_out(
     name: str,          # of the reader
     paths: list[str],   # that are left out
@@ -814,7 +814,7 @@ def print_left_out(
     counts = ', '.join(f'{n} {ending}' for ending, n in endings.most_common(6))
     print(f'{name}: {len(paths)} files {reason} and left out ({counts})')
 
-# %% ../nbs/data/datasets.ipynb #52cb28bc
+# %% ../nbs/data/datasets.ipynb #65c42729
 def is_unicode(path: str) -> bool:
     "Whether a path can be written into a table: old archives leave names that are no UTF-8."
     try: path.encode()
@@ -833,7 +833,7 @@ def readable_names(
               'rename them')
     return [path for path in paths if is_unicode(path)]
 
-# %% ../nbs/data/datasets.ipynb #2ae54a63
+# %% ../nbs/data/datasets.ipynb #e9a1f7d2
 def report_names(
     path: str,  # of an image
 ) -> list[str]:  # paths without `.txt`
@@ -842,7 +842,7 @@ def report_names(
     if ending.lower() not in IMAGE_ENDINGS or os.path.isfile(stem): return [path]
     return [path, stem]
 
-# %% ../nbs/data/datasets.ipynb #6a17503a
+# %% ../nbs/data/datasets.ipynb #b5ae11d2
 def texts_in(
     folder: str,
 ) -> dict[str, str]:  # path without its ending → path of a `.txt` file
@@ -860,7 +860,7 @@ def texts_in(
         found[stem] = stem + ending
     return found
 
-# %% ../nbs/data/datasets.ipynb #2b83030f
+# %% ../nbs/data/datasets.ipynb #4bbfe1a2
 def report_paths(
     paths,  # of images
 ) -> list[str]:  # of the report beside each, '' where there is none
@@ -878,7 +878,7 @@ def beside(
     "The sections of the report beside each image, in a `.txt` file of the same name."
     return zip(*map_in_threads(report_file, report_paths(paths)))
 
-# %% ../nbs/data/datasets.ipynb #bfc855df
+# %% ../nbs/data/datasets.ipynb #b9485264
 def folder_rows(
     paths: list[str],  # absolute
     top: str,          # the folder they are below
@@ -892,7 +892,7 @@ def folder_rows(
     alone = [os.sep not in name for name in names]
     return pd.DataFrame(dict(path=paths, study_id=names, patient_id=patients, alone=alone))
 
-# %% ../nbs/data/datasets.ipynb #5089de17
+# %% ../nbs/data/datasets.ipynb #092259ca
 def folder_manifest(
     name: str,            # of the reader
     rows: pd.DataFrame,   # path, study_id, patient_id, alone
@@ -997,7 +997,7 @@ def dicom_folder(
     files = sort_files(files_below(os.path.abspath(root)))
     return folder_manifest('dicom_folder', rows, files.pictures + files.other)
 
-# %% ../nbs/data/datasets.ipynb #0d1d03ba
+# %% ../nbs/data/datasets.ipynb #1057f400
 def mixed_folder(
     root: str | Path,
 ) -> pd.DataFrame:

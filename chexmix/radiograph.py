@@ -134,7 +134,7 @@ def hashed(
     identifier = identifier.strip(b' \0')
     return hashlib.sha256(identifier).hexdigest()[:16] if identifier else ''
 
-# %% ../nbs/data/radiograph.ipynb #77c7768f
+# %% ../nbs/data/radiograph.ipynb #7770f4ec
 def pixel_aspect(
     height: float,  # of a pixel, in any unit
     width: float,
@@ -148,7 +148,7 @@ def pixel_aspect(
     if not .1 < ratio < 10: raise Unreadable(f'its {name} says that pixels are {height:g} × {width:g}')
     return 1. if abs(ratio - 1) < .01 else ratio
 
-# %% ../nbs/data/radiograph.ipynb #cb7dafaa
+# %% ../nbs/data/radiograph.ipynb #b5999d40
 def orientation_of(
     picture: Image.Image,  # opened; a PNG is decoded
 ) -> int:  # 1…8 as in EXIF and TIFF 6.0; 1 is upright
@@ -168,7 +168,7 @@ def turn_upright(
     if orientation in (3, 4, 7, 8): pixels = pixels[::-1]
     return np.ascontiguousarray(pixels)
 
-# %% ../nbs/data/radiograph.ipynb #c54b6835
+# %% ../nbs/data/radiograph.ipynb #f209529b
 def picture_aspect(
     picture: Image.Image,
     orientation: int,  # 1…8
@@ -182,7 +182,7 @@ def picture_aspect(
     if orientation > 4: across, down = down, across
     return pixel_aspect(float(across), float(down), 'resolution')
 
-# %% ../nbs/data/radiograph.ipynb #d5d93479
+# %% ../nbs/data/radiograph.ipynb #794696e6
 def is_deep_colour(
     picture: Image.Image,  # opened, not yet decoded
 ) -> bool:
@@ -236,7 +236,7 @@ def picture_header(
 PICTURES = ('PNG', 'JPEG', 'TIFF')
 logging.getLogger('PIL').setLevel(logging.INFO)  # its debug messages quote a file's notes on the patient
 
-# %% ../nbs/data/radiograph.ipynb #80ab2d0e
+# %% ../nbs/data/radiograph.ipynb #54df62a8
 def decode_picture(
     picture: Image.Image,  # at the frame to read
     photometric: str,      # of its header
@@ -249,7 +249,7 @@ def decode_picture(
     try: return np.asarray(picture.convert(target_mode))
     except ValueError as e: raise Unreadable(f'its colours ({picture.mode}) cannot be read') from e
 
-# %% ../nbs/data/radiograph.ipynb #be98e4d4
+# %% ../nbs/data/radiograph.ipynb #971f7b48
 def picture_pixels(
     picture: Image.Image,      # opened, or made in memory
     frame: int | None = None,  # page of a TIFF file that has several
@@ -334,7 +334,7 @@ def read_spacing(
         if len(spacing) == 2 and min(spacing) > 0: return tuple(spacing)
     return None
 
-# %% ../nbs/data/radiograph.ipynb #c429a01c
+# %% ../nbs/data/radiograph.ipynb #3b80ade3
 def read_aspect(
     data: pydicom.Dataset,
 ) -> float:
@@ -599,7 +599,7 @@ def decode_bits(
     sign_bit = values >> (bits - 1)
     return values - (sign_bit << bits)  # two's complement
 
-# %% ../nbs/data/radiograph.ipynb #091b2e80
+# %% ../nbs/data/radiograph.ipynb #b85f911c
 def padding_word(
     data: pydicom.Dataset,
     keyword: str,
@@ -787,7 +787,7 @@ def display_values(
     unit = (white - gray if inverted else gray - black) / max(white - black, 1e-12)
     return look_up(stored, candidates, np.where(padding, 0, unit.clip(0, 1)))
 
-# %% ../nbs/data/radiograph.ipynb #4e8b525f
+# %% ../nbs/data/radiograph.ipynb #c08cc4ae
 def fill_absent(data: pydicom.Dataset):
     "Add what a file leaves out, where it can be one thing only: one unsigned sample that fills its bits."
     def add(keyword, value):
@@ -835,7 +835,7 @@ def read_dicom(
     if stored.ndim == 3: return stored, header
     return display_values(stored, data, header.photometric), header
 
-# %% ../nbs/data/radiograph.ipynb #4d175493
+# %% ../nbs/data/radiograph.ipynb #3ada6b3a
 def absent_element(error: AttributeError) -> str:
     "What is wrong with a file whose reading ended in this error: the element that it lacks, if that is it."
     name = error.name or (re.findall(r"attribute '(\w+)'", str(error)) or [''])[-1]
@@ -1094,7 +1094,7 @@ def make_square(
     square = fit_square(to_unit(pixels), size, policy, aspect)
     return square.clip(0, 1)  # Lanczos overshoots at edges
 
-# %% ../nbs/data/radiograph.ipynb #7bd6b33a
+# %% ../nbs/data/radiograph.ipynb #8842e859
 def tensor_pixels(
     tensor: torch.Tensor,  # (H, W), (H, W, 3), or (C, H, W) with one or three channels
 ) -> np.ndarray:  # (H, W) or (H, W, 3)
@@ -1105,7 +1105,7 @@ def tensor_pixels(
     has_channels_first = pixels.ndim == 3 and len(pixels) in (1, 3) and pixels.shape[2] not in (1, 3)
     return pixels.transpose(1, 2, 0) if has_channels_first else pixels
 
-# %% ../nbs/data/radiograph.ipynb #08427986
+# %% ../nbs/data/radiograph.ipynb #cb375d31
 def pixels_of(
     source,            # a path; an array, a tensor; or a picture of Pillow
     frame: int | None, # of a file that holds several
@@ -1121,7 +1121,7 @@ def pixels_of(
     raise UserError(f'a {type(source).__name__} is no radiograph: give a path, an array or tensor (H, W), '
                     'or a picture of Pillow')
 
-# %% ../nbs/data/radiograph.ipynb #f9a8bd5b
+# %% ../nbs/data/radiograph.ipynb #aea2ab19
 def is_jpeg(
     source,  # as for `pixels_of`
 ) -> bool:

@@ -45,7 +45,7 @@ def with_parents(
         if present or (uncertain and labels[parent] != 1): labels[parent] = labels[child]
     return labels
 
-# %% ../nbs/data/report_text.ipynb #df5e0735
+# %% ../nbs/data/report_text.ipynb #e9b73077
 _MARKS = {
     b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe\0\0': 'utf-32', b'\0\0\xfe\xff': 'utf-32',
     b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}
@@ -61,7 +61,7 @@ def encoding_of(
         if is_wide and start[:200].count(0) <= len(zeros) + 1: return encoding
     return 'utf-8'
 
-# %% ../nbs/data/report_text.ipynb #9dcb9482
+# %% ../nbs/data/report_text.ipynb #446ee5a1
 def decode_text(
     content: bytes,  # of a text file
 ) -> str:
@@ -71,7 +71,7 @@ def decode_text(
     except UnicodeDecodeError: text = content.decode('cp1252', 'replace')
     return text.removeprefix('\ufeff')
 
-# %% ../nbs/data/report_text.ipynb #4ed02e9e
+# %% ../nbs/data/report_text.ipynb #ed287336
 MISSING = frozenset((
     '', 'nan', 'null', 'none', 'nil', 'na', 'n/a', '#n/a', '<na>', 'nat', '-', '--', '–', '—', '−', '.'))
 
@@ -137,7 +137,7 @@ _HEADER = re.compile(
     rf'\b(?P<capitals>(?-i:{_CAPITALS}))[ \t]*:|'       # within a line, in capitals
     rf'^(?P<title>{_TITLE}):(?=\s|$)')
 
-# %% ../nbs/data/report_text.ipynb #97d44493
+# %% ../nbs/data/report_text.ipynb #d969bcd6
 _BLOCKS = r'br|p|div|li|ul|ol|tr|table|tbody|thead|h[1-6]|pre|hr|section|html|body|head|center'
 _INLINE = r'b|i|u|em|strong|span|font|a|sup|sub|small|td|th|code'
 _CELL = re.compile(r'(?i)</t[dh]>\s*<t[dh]\b[^<>]{0,200}>')
@@ -150,7 +150,7 @@ def without_tags(text: str) -> str:
     if '<' in text: text = _TAG.sub('', _BLOCK.sub('\n', _CELL.sub(': ', text)))
     return _ENTITY.sub(lambda match: html.unescape(match[0]), text) if '&' in text else text
 
-# %% ../nbs/data/report_text.ipynb #498b7600
+# %% ../nbs/data/report_text.ipynb #eb329116
 def without_markdown(text: str) -> str:
     "Markdown as plain text: headings and emphasis lose their marks, cells of a row are joined by a colon."
     text = re.sub(r'(?m)^[ \t|:]*+-{3,}[ \t:|-]*+$', '', text)
@@ -163,7 +163,7 @@ def without_markdown(text: str) -> str:
         lines.append(': '.join(filter(None, cells)) if line.lstrip().startswith('|') else line)
     return '\n'.join(lines)
 
-# %% ../nbs/data/report_text.ipynb #b0c23d96
+# %% ../nbs/data/report_text.ipynb #b87bc180
 def plain_text(
     text: str,  # of a report
 ) -> str:
@@ -172,7 +172,7 @@ def plain_text(
     if '\\' in text: text = re.sub(r'\\r\\n|\\[nr]', '\n', text).replace('\\t', ' ')
     return without_markdown(without_tags(text))
 
-# %% ../nbs/data/report_text.ipynb #433104b8
+# %% ../nbs/data/report_text.ipynb #f79b0349
 _JOINERS = frozenset((
     'a an the of in on at to from into over with without and or nor but is are was were be been being has '
     'have had no not as by for than that which this these there their its any may might could can cannot '
@@ -197,7 +197,7 @@ def layout_of(lines: list[str]) -> Layout:
     has_stops = bool(re.search(r'[^\W\d_]{2}[.!?](?:\s|$)', text))
     return Layout(max(map(len, lines), default=0), has_stops, bool(re.search('[a-z]', text)))
 
-# %% ../nbs/data/report_text.ipynb #96702cc8
+# %% ../nbs/data/report_text.ipynb #88731031
 def ends_statement(
     line: str,
     following: str,  # the next line
@@ -205,7 +205,8 @@ def ends_statement(
     is_paragraph: bool = False,  # an empty line stands between them
 ) -> bool:
     "Whether a line end is the end of a statement that has no full stop, and not a break at the margin."
-    if line[-1] in '.!?:;,-/([': return False
+    has_words = len(re.findall(r'[^\W\d_]', line)) >= 3  # not a mark, a number or a time alone
+    if line[-1] in '.!?:;,-/([' or not has_words: return False
     if _BULLET.match(following): return True
     first = following.split(maxsplit=1)[0]
     word = first.strip('.,;:').lower()
@@ -216,7 +217,7 @@ def ends_statement(
     if is_paragraph or not fills: return True
     return not is_continued and first[1:].islower() and word not in _PROPER
 
-# %% ../nbs/data/report_text.ipynb #5e9a30d2
+# %% ../nbs/data/report_text.ipynb #bc631548
 def join_lines(
     text: str,  # of a section
 ) -> str:
@@ -414,7 +415,7 @@ NORMAL = {
     'No Finding': 'no acute|active|finding*|abnormal*|radiographic, NORMAL, clear, negative',
 }
 
-# %% ../nbs/data/report_text.ipynb #448da5ed
+# %% ../nbs/data/report_text.ipynb #1505572c
 UNCHANGED = (  # what compares, or seems to deny, and changes nothing
     'no change*, no … change*|increase*|decrease*|progression, '
     'not … changed|increased|decreased, without … change, not well SEEN, '
@@ -756,7 +757,7 @@ def pieces(
             start = end
     yield sentence[start:].text
 
-# %% ../nbs/data/report_text.ipynb #9648f0da
+# %% ../nbs/data/report_text.ipynb #1541f26e
 def divided_words(text: str) -> str:
     "Spaces where a stop, number or bracket touches the next word; “isn't” in two words."
     text = re.sub(r'(?<=[A-Za-z)\]]{2})([.,;:!?)\]])(?=[A-Za-z(\[]|\d{1,2}[.)])', r'\1 ', text)
@@ -765,7 +766,7 @@ def divided_words(text: str) -> str:
     text = re.sub(r"(?i)\bcan['’]t\b", 'cannot', text)
     return re.sub(r"(?i)(?<=\w)n['’]t\b", ' not', text)
 
-# %% ../nbs/data/report_text.ipynb #c5ecca8c
+# %% ../nbs/data/report_text.ipynb #9d6f0c3e
 _ITEM = re.compile(r'(?<![\w.,-])\(?(\d{1,2})[.)\]](?=\s+[A-Za-z])')
 
 def divided_lists(text: str) -> str:
@@ -778,7 +779,7 @@ def divided_lists(text: str) -> str:
         start = item.end()
     return '. '.join([*parts, text[start:].lstrip()]) if parts else text
 
-# %% ../nbs/data/report_text.ipynb #b3f146db
+# %% ../nbs/data/report_text.ipynb #2c124444
 _NOTHING = (
     r'(?:none|no|nil|not?|absent|negative|neg|nothing|never|denied|n)'
     r'(?: (?:evidence|seen|identified|evident|present|noted|appreciated|detected|visualized|found|'
