@@ -42,13 +42,13 @@ from .report_text import decode_text
 from .retrieve import aligned_scores, Alignment
 from .training_loop import StepLoader
 
-# %% ../nbs/inference/batch_inference.ipynb #1ce54106
+# %% ../nbs/inference/batch_inference.ipynb #5bd719be
 def images_below(folder: Path) -> list[Path]:
     "The radiographs of a folder and of the folders in it, by name."
     files = sort_files(files_below(folder))
     return sorted(map(Path, files.pictures + files.dicom))
 
-# %% ../nbs/inference/batch_inference.ipynb #c849d4fd
+# %% ../nbs/inference/batch_inference.ipynb #fe5c6199
 TABLE_ENDINGS = ('.csv', '.tsv', '.csv.gz', '.tsv.gz', '.parquet', '.pq')
 
 # %% ../nbs/inference/batch_inference.ipynb #5b8ca31d
@@ -95,7 +95,7 @@ def images_at_once(
     useful = 64 if on_cuda else 16 if new else 2048 // length
     return max(1, min(useful, int(share * free / bytes_an_image(model, new))))
 
-# %% ../nbs/inference/batch_inference.ipynb #b37e746e
+# %% ../nbs/inference/batch_inference.ipynb #7a7077b6
 def file_state(path: str) -> list[int] | None:
     "What changes when a file is mended: its size and times in ns; None where there is none."
     try: state = os.stat(path)
@@ -161,7 +161,7 @@ def check_output(
         raise UserError(f'cannot write {out}: choose one of the endings {", ".join(known)}')
     return Path(out)
 
-# %% ../nbs/inference/batch_inference.ipynb #c80ea10b
+# %% ../nbs/inference/batch_inference.ipynb #fe5e842e
 def protect_inputs(
     targets: Iterable[str | Path],  # that are to be written
     given: list[str | Path],        # files, folders and tables, as named by the user
@@ -179,7 +179,7 @@ def protect_inputs(
             raise UserError(f'{target} would stand among the images of the input folder: '
                             'name an output outside with -o')
 
-# %% ../nbs/inference/batch_inference.ipynb #b580a814
+# %% ../nbs/inference/batch_inference.ipynb #7d87d2e7
 @contextmanager
 def only_writer(out: Path):
     "Hold an output while it is written. Raises `UserError` where another call is writing it."
@@ -193,7 +193,7 @@ def only_writer(out: Path):
         try: yield
         finally: lock.unlink(missing_ok=True)
 
-# %% ../nbs/inference/batch_inference.ipynb #4e2b887e
+# %% ../nbs/inference/batch_inference.ipynb #b64ab71a
 def odd_name(path: str) -> dict:
     "The row of a file whose name is no UTF-8, which no table could hold."
     shown = os.fsencode(path).decode('utf-8', 'backslashreplace')
@@ -337,13 +337,13 @@ def append_rows(
             bar.update(len(rows))
     return done
 
-# %% ../nbs/inference/batch_inference.ipynb #5e44f0da
+# %% ../nbs/inference/batch_inference.ipynb #cee88ae9
 def side_files(out: Path) -> list[Path]:
     "What stands beside a table: its journal, the note of what is read, its quarantine."
     hidden = [out.with_name(f'.{out.name}.{word}') for word in ('journal', 'reading')]
     return [*hidden, out.with_name(f'{out.name}.quarantine.csv')]
 
-# %% ../nbs/inference/batch_inference.ipynb #1eacfdeb
+# %% ../nbs/inference/batch_inference.ipynb #ef098d55
 def rows_of_files(
     job: Job,
     paths: list[str],  # images
@@ -385,6 +385,19 @@ def process_files(
     except OSError as e:
         raise UserError(f'cannot write {journal}: {e.strerror or e}; free some space or choose another '
                         'folder, and start again: what is finished is kept') from e
+
+# %% ../nbs/inference/batch_inference.ipynb #eb619f50
+def classify_job(
+    model: PhiForCausalLM,
+    processor: Processor,
+    probe: Probe,  # of this model
+) -> Job:  # a column a finding
+    "The probability of each finding of every radiograph. Research only, never for clinical use."
+    def answer(images, paths):
+        table = classify(model, processor, probe, images)
+        return table.astype(float).round(3).to_dict('records')
+    digest = hashlib.sha256(probe.weight.tobytes() + probe.bias.tobytes()).hexdigest()[:12]
+    return Job('classification', model, processor, answer, 0, dict(probe=digest))
 
 # %% ../nbs/inference/batch_inference.ipynb #c17b9654
 def classify_job(
