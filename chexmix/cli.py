@@ -189,7 +189,7 @@ def is_table(
     "True where `out` names a table: an ending that is not that of a picture."
     return Path(out).suffix.lower() not in ('', '.png')
 
-# %% ../nbs/14_cli.ipynb #71649ad5
+# %% ../nbs/14_cli.ipynb #7f5fa1db
 def readable_rows(
     args,
     job,               # of `batch_inference`
@@ -202,20 +202,19 @@ def readable_rows(
             if 'reason' in row: print(f'chexmix: {row["reason"]}', file=sys.stderr)
             else: yield row
 
-# %% ../nbs/14_cli.ipynb #38e4125f
+# %% ../nbs/14_cli.ipynb #fbfdd26e
 def check_out(
     args,
     text: bool,            # whether rows have a report
     pictures: bool,        # whether `-o` may also name a PNG or a folder
-    paths: list[str],      # images
 ):
     "Raise `UserError` where `-o` names nothing that is written, or an input."
-    from chexmix.batch_inference import check_output, protect_inputs, side_files
+    from chexmix.batch_inference import check_output, find_images, protect_inputs, side_files
     if args.out and (is_table(args.out) or not pictures):
         out = check_output(args.out, text)
         if out.is_dir() or args.out.endswith(os.sep):
             raise UserError(f'{args.out} is a folder: name a table, for example reports.jsonl')
-        protect_inputs([out, *side_files(out)], args.images, paths)
+        protect_inputs([out, *side_files(out)], args.images, find_images(args.images))
 
 # %% ../nbs/14_cli.ipynb #300a4be3
 def serve(
@@ -236,7 +235,7 @@ def serve(
         print(f'{row["path"]}\n{show(row)}\n', flush=True)
     return 0 if n_read == len(paths) else 2
 
-# %% ../nbs/14_cli.ipynb #165531cd
+# %% ../nbs/14_cli.ipynb #eeb688c5
 def refuse_unused(
     args,
     *names: str,  # of options
@@ -266,14 +265,14 @@ def classify(args) -> int:
     from chexmix.batch_inference import classify_job, find_images
     from chexmix.classify import evaluate_classify
     if not args.images: return evaluate(args, evaluate_classify, ['AUROC macro'])
-    paths = find_images(args.images)
-    check_out(args, False, False, paths)
+    check_out(args, False, False)
     found = opened(args)
     if not found.probe:
         raise UserError(f'no probe was fitted on {found.place}: '
                         'run `chexmix classify` without images on a run of these weights first')
     job = classify_job(found.model, found.processor, found.probe)
     if args.out: return serve(args, job, False, None)
+    paths = find_images(args.images)
     rows = list(readable_rows(args, job, paths))
     table = pd.DataFrame(rows)
     if rows: print(table.T.to_string(header=False) if len(table) < 5 else table.to_csv(index=False))
@@ -289,7 +288,7 @@ def inpaint(args) -> int:
     paths, word = find_images(args.images), 'inpainted'
     if is_table(args.out): places = picture_places(paths, Path(args.out).with_suffix(''), word)
     else: places = dict(zip(paths, output_paths(args.out, paths, word)))
-    check_out(args, False, True, paths)
+    check_out(args, False, True)
     protect_inputs(places.values(), args.images, paths)
     found = opened(args)
     job = inpaint_job(found.model, found.processor, places, args.ratio, args.seed)
@@ -298,11 +297,11 @@ def inpaint(args) -> int:
 # %% ../nbs/14_cli.ipynb #71baa9d3
 def report(args) -> int:
     "Write a report for each image; without images: evaluate reports on test patients."
-    from chexmix.batch_inference import find_images, report_job
+    from chexmix.batch_inference import report_job
     from chexmix.report import evaluate_report
     metrics = ['label F1 micro', 'BLEU-4', 'distinct reports']
     if not args.images: return evaluate(args, evaluate_report, metrics)
-    check_out(args, True, False, find_images(args.images))
+    check_out(args, True, False)
     found = opened(args)
     job = report_job(found.model, found.processor, args.new, args.guidance)
     return serve(args, job, True, lambda row: row['report'] or f'ids {row["ids"]}')
@@ -325,10 +324,10 @@ def parse_layers(
 # %% ../nbs/14_cli.ipynb #6ee20946
 def embed(args) -> int:
     "Write the embedding of each image into a table, one column a layer."
-    from chexmix.batch_inference import embed_job, find_images
+    from chexmix.batch_inference import embed_job
     if not args.images: raise UserError('nothing to embed: name radiographs, folders or tables')
     args.out = args.out or 'embeddings.parquet'
-    check_out(args, False, False, find_images(args.images))
+    check_out(args, False, False)
     found = opened(args)
     job = embed_job(found.model, found.processor, parse_layers(args.layers), args.regions)
     return serve(args, job, False, None)
@@ -350,12 +349,12 @@ def retrieve_by_text(args) -> int:
 # %% ../nbs/14_cli.ipynb #a290ac3a
 def retrieve(args) -> int:
     "Reports that fit an image best, or images of a run that fit `--text`; without either: evaluate."
-    from chexmix.batch_inference import find_images, retrieve_job
+    from chexmix.batch_inference import retrieve_job
     from chexmix.pipeline import candidates
     from chexmix.retrieve import evaluate_retrieve
     if args.text: return retrieve_by_text(args)
     if not args.images: return evaluate(args, evaluate_retrieve, ['R@1', 'R@5', 'R@10'])
-    check_out(args, True, False, find_images(args.images))
+    check_out(args, True, False)
     found = opened(args)
     texts, alignment = candidates(found, args.texts or None, args.data)
     job = retrieve_job(found.model, found.processor, texts, args.k, alignment)

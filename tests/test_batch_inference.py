@@ -51,7 +51,8 @@ def write_png(path, value=100):
 
 # The journal
 
-LETTERS = ['\u2028', '\u2029', '\x85', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\r', '\n', '\ud800', '\0', '😀']
+LETTERS = ['\u2028', '\u2029', '\x85', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e',
+           '\r', '\n', '\ud800', '\0', '😀']
 
 
 @pytest.mark.parametrize('letter', LETTERS, ids=ascii)
