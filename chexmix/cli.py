@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEMO', 'read_all', 'output_paths', 'Parser', 'command', 'phantom', 'run_settings', 'tokenizer', 'start_settings',
            'pretrain', 'show_records', 'opened', 'is_table', 'readable_rows', 'check_out', 'serve', 'refuse_unused',
-           'evaluate', 'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers', 'embed', 'retrieve_by_text',
-           'retrieve', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'run_notebooks', 'demo', 'add_making_commands',
+           'evaluate', 'classify', 'inpaint', 'report', 'parse_layers', 'embed', 'retrieve_by_text', 'retrieve', 'pack',
+           'audit', 'time_left', 'Lines', 'execute', 'run_notebooks', 'demo', 'add_making_commands',
            'add_using_commands', 'add_embed_options', 'add_retrieve_options', 'add_pretrain_options',
            'add_making_options', 'add_use_options', 'build_parser', 'main']
 
@@ -189,7 +189,7 @@ def is_table(
     "True where `out` names a table: an ending that is not that of a picture."
     return Path(out).suffix.lower() not in ('', '.png')
 
-# %% ../nbs/14_cli.ipynb #71649ad5
+# %% ../nbs/14_cli.ipynb #7f5fa1db
 def readable_rows(
     args,
     job,               # of `batch_inference`
@@ -202,20 +202,19 @@ def readable_rows(
             if 'reason' in row: print(f'chexmix: {row["reason"]}', file=sys.stderr)
             else: yield row
 
-# %% ../nbs/14_cli.ipynb #38e4125f
+# %% ../nbs/14_cli.ipynb #fbfdd26e
 def check_out(
     args,
     text: bool,            # whether rows have a report
     pictures: bool,        # whether `-o` may also name a PNG or a folder
-    paths: list[str],      # images
 ):
     "Raise `UserError` where `-o` names nothing that is written, or an input."
-    from chexmix.batch_inference import check_output, protect_inputs, side_files
+    from chexmix.batch_inference import check_output, find_images, protect_inputs, side_files
     if args.out and (is_table(args.out) or not pictures):
         out = check_output(args.out, text)
         if out.is_dir() or args.out.endswith(os.sep):
             raise UserError(f'{args.out} is a folder: name a table, for example reports.jsonl')
-        protect_inputs([out, *side_files(out)], args.images, paths)
+        protect_inputs([out, *side_files(out)], args.images, find_images(args.images))
 
 # %% ../nbs/14_cli.ipynb #300a4be3
 def serve(
@@ -236,7 +235,7 @@ def serve(
         print(f'{row["path"]}\n{show(row)}\n', flush=True)
     return 0 if n_read == len(paths) else 2
 
-# %% ../nbs/14_cli.ipynb #165531cd
+# %% ../nbs/14_cli.ipynb #eeb688c5
 def refuse_unused(
     args,
     *names: str,  # of options
@@ -261,6 +260,7 @@ def evaluate(
     return 0
 
 # %% ../nbs/14_cli.ipynb #ea437786
+<<<<<<< /tmp/tmppjeph3m5
 def job_of_findings(args, found):
     "Ask the model about images, or apply its probe. Raises `UserError` where there is none."
     from chexmix.batch_inference import ask_job, classify_job
@@ -271,6 +271,25 @@ def job_of_findings(args, found):
         raise UserError(f'no {what} for {found.place}: '
                         f'run `{words}` without images on a run of these weights first')
     return (ask_job if args.ask else classify_job)(found.model, found.processor, learned)
+=======
+def classify(args) -> int:
+    "Probabilities of findings for images; without images: evaluate probes on test patients."
+    from chexmix.batch_inference import classify_job, find_images
+    from chexmix.classify import evaluate_classify
+    if not args.images: return evaluate(args, evaluate_classify, ['AUROC macro'])
+    check_out(args, False, False)
+    found = opened(args)
+    if not found.probe:
+        raise UserError(f'no probe was fitted on {found.place}: '
+                        'run `chexmix classify` without images on a run of these weights first')
+    job = classify_job(found.model, found.processor, found.probe)
+    if args.out: return serve(args, job, False, None)
+    paths = find_images(args.images)
+    rows = list(readable_rows(args, job, paths))
+    table = pd.DataFrame(rows)
+    if rows: print(table.T.to_string(header=False) if len(table) < 5 else table.to_csv(index=False))
+    return 0 if len(rows) == len(paths) else 2
+>>>>>>> /tmp/tmptwu5qms7
 
 # %% ../nbs/14_cli.ipynb #7caafdbc
 def classify(args) -> int:
@@ -298,7 +317,7 @@ def inpaint(args) -> int:
     paths, word = find_images(args.images), 'inpainted'
     if is_table(args.out): places = picture_places(paths, Path(args.out).with_suffix(''), word)
     else: places = dict(zip(paths, output_paths(args.out, paths, word)))
-    check_out(args, False, True, paths)
+    check_out(args, False, True)
     protect_inputs(places.values(), args.images, paths)
     found = opened(args)
     job = inpaint_job(found.model, found.processor, places, args.ratio, args.seed)
@@ -307,11 +326,11 @@ def inpaint(args) -> int:
 # %% ../nbs/14_cli.ipynb #71baa9d3
 def report(args) -> int:
     "Write a report for each image; without images: evaluate reports on test patients."
-    from chexmix.batch_inference import find_images, report_job
+    from chexmix.batch_inference import report_job
     from chexmix.report import evaluate_report
     metrics = ['label F1 micro', 'BLEU-4', 'distinct reports']
     if not args.images: return evaluate(args, evaluate_report, metrics)
-    check_out(args, True, False, find_images(args.images))
+    check_out(args, True, False)
     found = opened(args)
     job = report_job(found.model, found.processor, args.new, args.guidance)
     return serve(args, job, True, lambda row: row['report'] or f'ids {row["ids"]}')
@@ -334,10 +353,10 @@ def parse_layers(
 # %% ../nbs/14_cli.ipynb #6ee20946
 def embed(args) -> int:
     "Write the embedding of each image into a table, one column a layer."
-    from chexmix.batch_inference import embed_job, find_images
+    from chexmix.batch_inference import embed_job
     if not args.images: raise UserError('nothing to embed: name radiographs, folders or tables')
     args.out = args.out or 'embeddings.parquet'
-    check_out(args, False, False, find_images(args.images))
+    check_out(args, False, False)
     found = opened(args)
     job = embed_job(found.model, found.processor, parse_layers(args.layers), args.regions)
     return serve(args, job, False, None)
@@ -359,12 +378,12 @@ def retrieve_by_text(args) -> int:
 # %% ../nbs/14_cli.ipynb #a290ac3a
 def retrieve(args) -> int:
     "Reports that fit an image best, or images of a run that fit `--text`; without either: evaluate."
-    from chexmix.batch_inference import find_images, retrieve_job
+    from chexmix.batch_inference import retrieve_job
     from chexmix.pipeline import candidates
     from chexmix.retrieve import evaluate_retrieve
     if args.text: return retrieve_by_text(args)
     if not args.images: return evaluate(args, evaluate_retrieve, ['R@1', 'R@5', 'R@10'])
-    check_out(args, True, False, find_images(args.images))
+    check_out(args, True, False)
     found = opened(args)
     texts, alignment = candidates(found, args.texts or None, args.data)
     job = retrieve_job(found.model, found.processor, texts, args.k, alignment)
