@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEMO', 'read_all', 'output_paths', 'Parser', 'command', 'phantom', 'run_settings', 'tokenizer', 'start_settings',
            'pretrain', 'show_records', 'opened', 'is_table', 'readable_rows', 'check_out', 'serve', 'refuse_unused',
-           'evaluate', 'classify', 'inpaint', 'report', 'parse_layers', 'embed', 'retrieve_by_text', 'retrieve', 'pack',
-           'audit', 'time_left', 'Lines', 'execute', 'run_notebooks', 'demo', 'add_making_commands',
+           'evaluate', 'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers', 'embed', 'retrieve_by_text',
+           'retrieve', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'run_notebooks', 'demo', 'add_making_commands',
            'add_using_commands', 'add_embed_options', 'add_retrieve_options', 'add_pretrain_options',
            'add_making_options', 'add_use_options', 'build_parser', 'main']
 
@@ -260,7 +260,6 @@ def evaluate(
     return 0
 
 # %% ../nbs/14_cli.ipynb #ea437786
-<<<<<<< /tmp/tmppjeph3m5
 def job_of_findings(args, found):
     "Ask the model about images, or apply its probe. Raises `UserError` where there is none."
     from chexmix.batch_inference import ask_job, classify_job
@@ -271,25 +270,6 @@ def job_of_findings(args, found):
         raise UserError(f'no {what} for {found.place}: '
                         f'run `{words}` without images on a run of these weights first')
     return (ask_job if args.ask else classify_job)(found.model, found.processor, learned)
-=======
-def classify(args) -> int:
-    "Probabilities of findings for images; without images: evaluate probes on test patients."
-    from chexmix.batch_inference import classify_job, find_images
-    from chexmix.classify import evaluate_classify
-    if not args.images: return evaluate(args, evaluate_classify, ['AUROC macro'])
-    check_out(args, False, False)
-    found = opened(args)
-    if not found.probe:
-        raise UserError(f'no probe was fitted on {found.place}: '
-                        'run `chexmix classify` without images on a run of these weights first')
-    job = classify_job(found.model, found.processor, found.probe)
-    if args.out: return serve(args, job, False, None)
-    paths = find_images(args.images)
-    rows = list(readable_rows(args, job, paths))
-    table = pd.DataFrame(rows)
-    if rows: print(table.T.to_string(header=False) if len(table) < 5 else table.to_csv(index=False))
-    return 0 if len(rows) == len(paths) else 2
->>>>>>> /tmp/tmptwu5qms7
 
 # %% ../nbs/14_cli.ipynb #7caafdbc
 def classify(args) -> int:
@@ -298,10 +278,10 @@ def classify(args) -> int:
     from chexmix.classify import evaluate_ask, evaluate_classify
     evaluation = evaluate_ask if args.ask else evaluate_classify
     if not args.images: return evaluate(args, evaluation, ['AUROC macro'])
-    paths = find_images(args.images)
-    check_out(args, False, False, paths)
+    check_out(args, False, False)
     job = job_of_findings(args, opened(args))
     if args.out: return serve(args, job, False, None)
+    paths = find_images(args.images)
     rows = list(readable_rows(args, job, paths))
     table = pd.DataFrame(rows)
     if rows: print(table.T.to_string(header=False) if len(table) < 5 else table.to_csv(index=False))
