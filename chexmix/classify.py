@@ -9,9 +9,10 @@ __all__ = ['STRENGTHS', 'PRIORS', 'Cohort', 'cohort', 'cohorts', 'evaluable', 'e
            'report_sentences', 'grammar_reports', 'stated_findings', 'statements_about', 'choose_statements',
            'statement_roles', 'Questions', 'statement_log_likelihood', 'log_mean_over_images', 'masked_image',
            'new_questions', 'ask_findings', 'sample_reports', 'sampled_findings', 'fit_calibration',
-           'calibration_error', 'plot_reliability', 'save_questions', 'load_questions', 'auroc_difference',
-           'ask_record', 'Asked', 'cohort_log_likelihood', 'ask_test', 'rival_scores', 'system_records', 'ask_records',
-           'plot_ask', 'ask_at_ratios', 'ask_statements', 'probe_of', 'ask_cohorts', 'evaluate_ask']
+           'calibration_error', 'reliability', 'plot_reliability', 'save_questions', 'load_questions',
+           'auroc_difference', 'ask_record', 'Asked', 'cohort_log_likelihood', 'ask_test', 'rival_scores',
+           'system_records', 'ask_records', 'plot_ask', 'ask_at_ratios', 'reliability_curves', 'ask_statements',
+           'probe_of', 'ask_cohorts', 'evaluate_ask']
 
 # %% ../nbs/06_classify.ipynb #45f9b0a5
 import math
@@ -225,7 +226,7 @@ def test_records(
 ) -> list[Record]:
     "AUROC and AUPRC on test patients, with 95% intervals."
     labels = test.labels[:, findings]
-    kept = {key: detail[key] for key in ('ratio', 'layer', 'chosen') if key in detail}
+    kept = {key: detail[key] for key in ('ratio', 'layer', 'chosen', 'by') if key in detail}
     records = []
     for metric, measure in (('AUROC', weighted_auroc), ('AUPRC', weighted_auprc)):
         i = bootstrap_interval(macro(measure, labels, scores), test.patients, seed=seed)
@@ -634,18 +635,26 @@ def calibration_error(
     def statistic(weights): return np.abs(weights @ by_bin).sum(1) / (weights @ known.sum(1))
     return statistic
 
-# %% ../nbs/06_classify.ipynb #2e8979cf
+# %% ../nbs/06_classify.ipynb #18f242be
+def reliability(
+    truth: np.ndarray,        # (n, F) 1, 0 or NaN (left out)
+    probability: np.ndarray,  # (n, F)
+) -> dict:                    # probability, frequency: a list each
+    "Mean probability and frequency in ten bins of probability, empty ones left out."
+    known = np.isfinite(truth)
+    frequency, mean = calibration_curve(truth[known], probability[known], n_bins=10)
+    return dict(probability=mean.tolist(), frequency=frequency.tolist())
+
+# %% ../nbs/06_classify.ipynb #906e51f2
 def plot_reliability(
-    curves: dict,              # title → (truth (n, F), probability (n, F))
+    curves: dict[str, dict],   # title → `reliability`
     path: Path | None = None,  # the picture is also written there
 ):
     "How often findings are there, over the probability that was given; all findings together."
     fig, ax = plt.subplots(figsize=(3.6, 3.2), dpi=100, layout='constrained')
     ax.plot([0, 1], [0, 1], color='gray', lw=.5)
-    for title, (truth, probability) in curves.items():
-        known = np.isfinite(truth)
-        frequency, mean = calibration_curve(truth[known], probability[known], n_bins=10)
-        ax.plot(mean, frequency, marker='o', ms=3, label=title)
+    for title, curve in curves.items():
+        ax.plot(curve['probability'], curve['frequency'], marker='o', ms=3, label=title)
     ax.set(xlabel='probability', ylabel='share with the finding', xlim=(0, 1), ylim=(0, 1))
     ax.legend(fontsize=9)
     save_figure(fig, path, 150)
@@ -802,8 +811,10 @@ def ask_records(
         plain = replace(calibrated, slope=1., bias=None)
         for labels, questions in (('none', plain), ('validation', calibrated)):
             p = questions.probabilities(asked.log_odds[prior])[:, findings]
-            error = calibration_error(test.labels[:, findings], p)
-            own = detail | dict(by=system, labels=labels, temperature=1 / max(questions.slope, 1e-9))
+            truth = test.labels[:, findings]
+            own = dict(by=system, labels=labels, curve=reliability(truth, p))
+            own |= detail | dict(temperature=1 / max(questions.slope, 1e-9))
+            error = calibration_error(truth, p)
             records.append(ask_record(name, 'expected calibration error', error, test, own, seed))
     return records
 
@@ -847,6 +858,16 @@ def ask_at_ratios(
         detail = dict(ratio=ratio, statements=len(masked.texts), valid=len(groups['valid']))
         records += ask_records(name, asked[ratio], rivals(mask), test, detail, seed)
     return records, asked
+
+# %% ../nbs/06_classify.ipynb #eed672fd
+def reliability_curves(
+    records: list[Record],  # from `ask_records`
+) -> dict[str, dict]:       # title → `reliability`
+    "The curves of the first way to ask, at the smallest ratio, without and with calibration."
+    errors = [r.detail for r in records if r.metric == 'expected calibration error']
+    first, titles = errors[0], dict(none='no labels', validation='calibrated')
+    alike = [d for d in errors if (d['by'], d['ratio']) == (first['by'], first['ratio'])]
+    return {titles[d['labels']]: d['curve'] for d in alike}
 
 # %% ../nbs/06_classify.ipynb #64ac7f7d
 def ask_statements(
@@ -909,6 +930,8 @@ def evaluate_ask(
         records += found
         save_questions(folder, name, asked[min(ratios)].questions[PRIORS[0]])
         plt.close(plot_ask(found, folder/'figures'/f'ask_{name}.png'))
+        curves = reliability_curves(found)
+        plt.close(plot_reliability(curves, folder/'figures'/f'ask_{name}_reliability.png'))
     weights = {name: content_hash(folder/name/'model.safetensors') for name in models}
     command = f'chexmix classify --ask --run {folder.name}'
     save_records(folder, 'ask', records, info, weights, command)

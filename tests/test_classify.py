@@ -1,10 +1,13 @@
 "Asking a model about findings: what it has learned comes out, and test studies and labels stay outside."
+import re, shutil
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest, torch
 
 from chexmix.classify import (
-    ask_at_ratios, ask_findings, choose_statements, Cohort, new_questions, statement_log_likelihood)
+    ask_at_ratios, ask_findings, choose_statements, Cohort, evaluate_ask, new_questions,
+    statement_log_likelihood)
 from chexmix.cli import main
 from chexmix.core import rng, UserError
 from chexmix.metrics import weighted_auroc
@@ -106,7 +109,6 @@ def test_test_studies_and_labels_stay_outside(parts):
 
 
 def test_statements_state_one_finding_alone():
-    from collections import Counter
     table = choose_statements(Counter({'Edema and effusion.': 9, 'Edema.': 1, 'Possible edema.': 7,
                                        'No edema or effusion.': 8, 'No edema.': 2, 'PA view.': 50}), 1)
     of_edema = table[table.finding == 'Edema']
@@ -116,9 +118,23 @@ def test_statements_state_one_finding_alone():
 
 def test_command_without_questions(tiny_run, tmp_path, capsys):
     "Weights for which nothing was prepared: one line that names the way."
-    import shutil
     weights = shutil.copytree(tiny_run/'stage1', tmp_path/'weights')
     image = next((tiny_run/'phantoms').rglob('*.png'))
     assert main(['classify', '--ask', str(image), '--model', str(weights)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert 'no questions were prepared' in error and '--ask' in error
+
+
+def test_evaluated_then_asked_by_command(tiny_run, tmp_path, capsys):
+    run = tmp_path/'run'
+    for name in ('stage2', 'store', 'processor', 'results'): shutil.copytree(tiny_run/name, run/name)
+    shutil.copy(tiny_run/'settings.json', run)
+    records = evaluate_ask(run, ['stage2'], most=16, ratios=(0, .5), wordings=3, samples=2)
+    assert {r.detail['ratio'] for r in records} == {0, .5} and {r.task for r in records} == {'ask'}
+    ways = {r.detail['by'] for r in records}
+    assert ways == {'asked, prior of other images', 'asked, prior of masked image', '2 sampled reports'}
+    image = next((tiny_run/'phantoms').rglob('*.png'))
+    assert main(['classify', '--ask', str(image), '--run', str(run)]) == 0
+    printed = capsys.readouterr().out
+    probability = re.search(r'Pleural Effusion +(\S+)', printed)[1]
+    assert 0 <= float(probability) <= 1
