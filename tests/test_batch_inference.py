@@ -51,12 +51,8 @@ def write_png(path, value=100):
 
 # The journal
 
-<<<<<<< HEAD
-LETTERS = [*'\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r\n\0😀', '\ud800']
-=======
 LETTERS = ['\u2028', '\u2029', '\x85', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e',
            '\r', '\n', '\ud800', '\0', '😀']
->>>>>>> w21
 
 
 @pytest.mark.parametrize('letter', LETTERS, ids=ascii)
