@@ -386,9 +386,8 @@ def parse_xml_report(
         tree = ElementTree.fromstring(text)
         return tree.find('.//uId').get('id'), tree
     except (OSError, ValueError, AttributeError, ElementTree.ParseError) as e:
-        raise UserError(
-            f'cannot read {path}: {" ".join(str(e).split())}; download it again, '
-            'or delete it to go on without this report') from e
+        raise UserError(f'cannot read {path}: {" ".join(str(e).split())}; download it again, '
+                        'or delete it to go on without this report') from e
 
 # %% ../nbs/data/datasets.ipynb #d449c4eb
 def xml_report(
@@ -899,9 +898,8 @@ def folder_manifest(
     other: list[str],     # files that are no images
 ) -> pd.DataFrame:
     "The manifest of a folder, with the reports beside its images; what is left out is counted."
-    used = report_paths(rows['path'])
     rows['findings_text'], rows['impression_text'], rows['gap'] = beside(rows['path'])
-    unused = set(other) - set(used)
+    unused = set(other) - set(report_paths(rows['path']))
     reports = sorted(path for path in unused if path.lower().endswith('.txt'))
     print_left_out(name, sorted(unused - set(reports)), 'are no images')
     print_left_out(name, reports, 'are texts without an image')

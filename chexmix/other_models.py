@@ -344,12 +344,11 @@ def train_fusion(
     processor: Processor,
 ) -> LateFusion:  # in evaluation mode
     "Train encoder and report model, then all parts end to end for the steps of both stages; `late_fusion/`."
-    store = split_rows(open_store(folder/'store'), 'train')
     steps, lr = settings.stage1_steps + settings.stage2_steps, RATES['fusion'] * settings.lr
-    mae = train_mae(folder, settings, processor, steps)
+    encoder = full_image_encoder(train_mae(folder, settings, processor, steps))
     lm = train_report_model(folder, settings, processor).lm
-    model = seeded(lambda: LateFusion(full_image_encoder(mae), lm), settings.seed)
-    batch_at = partial(fusion_batch, store, settings, processor)
+    model = seeded(lambda: LateFusion(encoder, lm), settings.seed)
+    batch_at = partial(fusion_batch, split_rows(open_store(folder/'store'), 'train'), settings, processor)
     return train_part(folder/'late_fusion', model, batch_at, steps, lr, settings.seed)
 
 # %% ../nbs/compare/other_models.ipynb #73a727b0
@@ -627,10 +626,9 @@ def evaluate_classifiers(
     "Classification by the features of some systems."
     records = []
     for name, features in systems.items():
-        found, _ = score_system(
+        records += score_system(
             name, features, groups, comparison.ratios, comparison.seed, each=(min(comparison.ratios),),
-            pooling=pooling(comparison.regions), uncertain=comparison.uncertain)
-        records += found
+            pooling=pooling(comparison.regions), uncertain=comparison.uncertain)[0]
     return records
 
 # %% ../nbs/compare/other_models.ipynb #9d41849f
