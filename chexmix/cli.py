@@ -220,7 +220,7 @@ def evaluate(
 
 # %% ../nbs/14_cli.ipynb #ea437786
 def classify(args) -> int:
-    "Probabilities of findings for images, by a probe or by asking; without images: evaluate on test patients."
+    "Probabilities of findings, by a probe or by asking; without images: evaluate on test patients."
     from chexmix.classify import ask_findings, classify, evaluate_ask, evaluate_classify
     evaluation = evaluate_ask if args.ask else evaluate_classify
     if not args.images: return evaluate(args, evaluation, ['AUROC macro'])
@@ -351,7 +351,7 @@ DEMO = (  # notebook, its own parameters, seconds expected at preset small on tw
     ('03_tokenizer', {}, 310),
     ('05_pretrain', {'stage': 1}, 70),
     ('05_pretrain', {'stage': 2}, 70),
-    ('06_classify', {}, 60),
+    ('06_classify', {}, 160),
     ('07_inpaint', {}, 75),
     ('08_report', {}, 25),
     ('09_retrieve', {}, 25),
