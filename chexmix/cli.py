@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEMO', 'read_all', 'output_paths', 'Parser', 'command', 'phantom', 'run_settings', 'tokenizer', 'start_settings',
            'pretrain', 'show_records', 'opened', 'is_table', 'readable_rows', 'check_out', 'serve', 'refuse_unused',
-           'evaluate', 'classify', 'inpaint', 'report', 'parse_layers', 'embed', 'retrieve_by_text', 'retrieve', 'pack',
-           'audit', 'time_left', 'Lines', 'execute', 'run_notebooks', 'demo', 'add_making_commands',
+           'evaluate', 'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers', 'embed', 'retrieve_by_text',
+           'retrieve', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'run_notebooks', 'demo', 'add_making_commands',
            'add_using_commands', 'add_embed_options', 'add_retrieve_options', 'add_pretrain_options',
            'add_making_options', 'add_use_options', 'build_parser', 'main']
 
@@ -260,6 +260,15 @@ def evaluate(
     return 0
 
 # %% ../nbs/14_cli.ipynb #ea437786
+def job_of_findings(args, found):
+    "Ask the model about images, or apply its probe. Raises `UserError` where there is none."
+    from chexmix.batch_inference import ask_job, classify_job
+    learned = found.questions if args.ask else found.probe
+    if not learned:
+        what = 'questions were prepared' if args.ask else 'probe was fitted'
+        words = 'chexmix classify --ask' if args.ask else 'chexmix classify'
+        raise UserError(f'no {what} for {found.place}: '
+                        f'run `{words}` without images on a run of these weights first')
     return (ask_job if args.ask else classify_job)(found.model, found.processor, learned)
 
 # %% ../nbs/14_cli.ipynb #7caafdbc
@@ -461,7 +470,7 @@ def run_notebooks(
     data = str(Path(args.data).resolve()) if args.data else ''  # notebooks run in a folder of their own
     making = {'preset': args.preset, 'data': data, 'seed': args.seed}
     for i, (name, own, _) in enumerate(DEMO):
-        suffix = f'_stage{own["stage"]}' if own else ''
+        suffix = f'_stage{own["stage"]}' if 'stage' in own else ''
         target = folder/'notebooks'/f'{name}{suffix}.ipynb'
         spent = time.monotonic() - begin
         times = f'{spent / 60:.1f} min so far, about {time_left(spent, i) / 60:.0f} min left'
