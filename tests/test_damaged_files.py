@@ -287,8 +287,6 @@ HEADERS = {
         'PhotometricInterpretation'),
     'unknown photometric interpretation':
         (lambda d, p: dicom(d/'a.dcm', p, 'HSV'), 'PhotometricInterpretation'),
-    'no pixel representation':
-        (lambda d, p: without(dicom(d/'a.dcm', p), 'PixelRepresentation'), ''),
     'frames': (lambda d, p: dicom(d/'a.dcm', np.stack([p, p, p]), frames=3), '3 frames'),
     'more frames than pixels': (lambda d, p: dicom(d/'a.dcm', p, NumberOfFrames=3), '3 frames'),
     'negative frames': (lambda d, p: dicom(d/'a.dcm', p, NumberOfFrames=-3), 'none of them'),
@@ -299,11 +297,6 @@ HEADERS = {
     'palette without tables': (lambda d, p: dicom(d/'a.dcm', p, 'PALETTE COLOR'), 'damaged'),
 }
 WINDOWS = {
-    'zero window':
-        (lambda d, p: dicom(d/'a.dcm', p, WindowCenter=10, WindowWidth=0), 'WindowWidth is 0'),
-    'negative window': (
-        lambda d, p: dicom(d/'a.dcm', p, WindowCenter=10, WindowWidth=-5, VOILUTFunction='SIGMOID'),
-        'WindowWidth is -5'),
     'window of words':
         (lambda d, p: window_center(d/'a.dcm', p, b'middle  '), 'WindowCenter is no number'),
     'window of infinity':
