@@ -387,19 +387,6 @@ def process_files(
         raise UserError(f'cannot write {journal}: {e.strerror or e}; free some space or choose another '
                         'folder, and start again: what is finished is kept') from e
 
-# %% ../nbs/inference/batch_inference.ipynb #1a265602
-def classify_job(
-    model: PhiForCausalLM,
-    processor: Processor,
-    probe: Probe,  # of this model
-) -> Job:  # a column a finding
-    "The probability of each finding of every radiograph. Research only, never for clinical use."
-    def answer(images, paths):
-        table = classify(model, processor, probe, images)
-        return table.astype(float).round(3).to_dict('records')
-    digest = hashlib.sha256(probe.weight.tobytes() + probe.bias.tobytes()).hexdigest()[:12]
-    return Job('classification', model, processor, answer, 0, dict(probe=digest))
-
 # %% ../nbs/inference/batch_inference.ipynb #c17b9654
 def classify_job(
     model: PhiForCausalLM,
