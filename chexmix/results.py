@@ -503,7 +503,7 @@ def plot_ratios(
     path: Path | None = None,   # the picture is also written there
 ):
     "Classification, inpainting and reports over the share of the image that is masked."
-    fig, axes = plt.subplots(1, 3, figsize=(13, 4.6), dpi=60, layout='constrained')
+    fig, axes = plt.subplots(1, 3, figsize=(13, 4.6), dpi=50, layout='constrained')
     colors = dict(COLORS)
     measured = ('classify', 'AUROC macro'), ('inpaint', 'PSNR'), ('report', 'image dependence')
     handles = {}
