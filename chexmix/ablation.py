@@ -97,7 +97,7 @@ def evaluate_model(
     "Records of one trained model."
     model, processor = load_model(folder, name)
     log = pd.read_csv(folder/'logs'/f'{name}.csv')
-    records, _ = score_system(name, model_features(model), groups, ratios, each=())
+    records, *_ = score_system(name, model_features(model), groups, ratios, each=())
     records += score_inpaint(model, name, processor, masked)
     reports = write_reports(model, processor, rows.with_format('torch')['codes'][:])
     records += score_report(reports, rows['text'], rows['patient_id'], name, ratio=0)

@@ -15,11 +15,10 @@ import numpy as np, torch, torch.nn.functional as F
 from datasets import Dataset
 from scipy.sparse import csr_matrix
 
-from .classify import Cohort, cohorts, model_features, score_system
+from .classify import Cohort, cohorts, model_features, score_system, scores_statistic
 from .core import default_device, open_run, Settings, UserError
 from .inpaint import (
     filling_statistic, keep_filling, masked_test_studies, mean_records, model_filling)
-from .metrics import macro, weighted_auroc
 from .model import ChexmixForCausalLM, fingerprint, new_model, study_masks
 from .plots import mask_to_pixels
 from .processor import Processor
@@ -103,8 +102,8 @@ def classify_baselines(
     seed: int = 0,              # of masks and bootstrap
     regions: int = 1,           # of the untrained model, see `region_means`
     **detail,                   # further fields of the records
-) -> list[Record]:
-    "Features that need no trained model, through the probes of `06_classify`; smallest ratio."
+) -> tuple[list[Record], list[StudyValues]]:
+    "Features that need no trained model, through the probes of `06_classify`: records and scores."
     n_codes = processor.layout.n_codes
     systems = {
         'pixels 32×32': pixel_features(groups, processor.image_size),
@@ -112,11 +111,11 @@ def classify_baselines(
         'code vectors with position': codebook_features(processor.image_tokenizer.quantize.embedding.weight),
         'bag of codes': code_features(n_codes, position=False),
         'random weights': model_features(untrained, regions)}
-    records = []
+    records, all_kept, each = [], [], (min(ratios),)
     for name, features in systems.items():
-        found, _ = score_system(name, features, groups, ratios, seed, each=(min(ratios),), **detail)
-        records += found
-    return records
+        found, _, kept = score_system(name, features, groups, ratios, seed, each, **detail)
+        records, all_kept = records + found, all_kept + kept
+    return records, all_kept
 
 # %% ../nbs/10_baselines.ipynb #c111849f
 def retrieve_baseline(
@@ -187,9 +186,8 @@ def keep_report_baselines(
 def kept_statistic(kept: StudyValues, metric: str):
     "A metric of any evaluation as a statistic; None where it was not measured."
     if kept.task == 'report': return report_statistic(kept, metric)
-    if metric != 'AUROC macro': return filling_statistic(kept, metric)
-    if kept.task != 'classify': return None
-    return macro(weighted_auroc, kept.values['labels'], kept.values['scores'])
+    if kept.task == 'classify': return scores_statistic(kept, metric)
+    return filling_statistic(kept, metric)
 
 # %% ../nbs/10_baselines.ipynb #1c3be346
 PAIRED = ('AUROC macro', 'MSE', 'image dependence', 'F1 without No Finding')  # the metrics that are compared
@@ -238,19 +236,21 @@ def evaluate_baselines(
     seed = comparison.seed
     untrained = random_model(settings, processor, seed)
 
-    groups = cohorts(studies, comparison.most, comparison.uncertain, seed)
-    records = classify_baselines(untrained, processor, groups, comparison.ratios, seed, comparison.regions,
-                                 uncertain=comparison.uncertain)
+    groups = cohorts(studies, comparison.most, comparison.uncertain)
+    records, all_kept = classify_baselines(
+        untrained, processor, groups, comparison.ratios, seed, comparison.regions,
+        uncertain=comparison.uncertain)
     masked, _ = masked_test_studies(folder, processor, data, comparison.inpaint_most, seed=seed)
     filling = model_filling(untrained, processor, masked, 'random weights')
-    all_kept = keep_filling('random weights', filling, masked)
-    records += [r for kept in all_kept for r in mean_records(kept, seed)]
+    of_fillings = keep_filling('random weights', filling, masked)
+    records += [r for kept in of_fillings for r in mean_records(kept, seed)]
     rows, train = report_studies(studies, comparison.report_most), split_rows(studies, 'train')
     of_reports = keep_report_baselines(untrained, processor, rows, train, comparison.report_ratios, seed)
     records += [r for kept in of_reports for r in score_values(kept, seed)]
-    records += retrieve_baseline(untrained, sample_pool(studies, comparison.pool, seed=seed), seed)
-    records += beside_models(folder, all_kept + of_reports, seed)
-    save_study_values(folder, 'baselines', all_kept + of_reports)
+    records += retrieve_baseline(untrained, sample_pool(studies, comparison.pool), seed)
+    all_kept += of_fillings + of_reports
+    records += beside_models(folder, all_kept, seed)
+    save_study_values(folder, 'baselines', all_kept)
 
     command = papermill_command(
         '10_baselines', folder, data=Path(data).name or None, most=comparison.most, seed=seed,

@@ -622,14 +622,15 @@ def evaluate_classifiers(
     systems: dict,              # name → features for `score_system`
     groups: dict,               # cohorts
     comparison: ComparisonSettings,
-) -> list[Record]:
-    "Classification by the features of some systems."
-    records = []
+) -> tuple[list[Record], list[StudyValues]]:
+    "Classification by the features of some systems: records and scores."
+    records, all_kept, each = [], [], (min(comparison.ratios),)
+    detail = dict(pooling=pooling(comparison.regions), uncertain=comparison.uncertain)
     for name, features in systems.items():
-        records += score_system(
-            name, features, groups, comparison.ratios, comparison.seed, each=(min(comparison.ratios),),
-            pooling=pooling(comparison.regions), uncertain=comparison.uncertain)[0]
-    return records
+        found, _, kept = score_system(
+            name, features, groups, comparison.ratios, comparison.seed, each, **detail)
+        records, all_kept = records + found, all_kept + kept
+    return records, all_kept
 
 # %% ../nbs/compare/other_models.ipynb #9d41849f
 def keep_texts(
@@ -686,17 +687,18 @@ def evaluate_other_models(
     systems = {
         'masked autoencoder': mae_features(mae, settings.image_size, regions),
         'late fusion': fusion_features(fusion, settings.image_size, masked.mean_image, regions)}
-    groups = cohorts(studies, comparison.most, comparison.uncertain, seed)
-    records = evaluate_classifiers(systems, groups, comparison)
+    groups = cohorts(studies, comparison.most, comparison.uncertain)
+    records, all_kept = evaluate_classifiers(systems, groups, comparison)
 
     text_ids = split_rows(studies, 'test', most)['text_ids'][:]  # of the studies in `masked`
     fillings = evaluate_fillings(folder, settings, processor, mae, masked, text_ids)
     rows = report_studies(studies, comparison.report_most)
     texts = keep_texts(folder, settings, processor, (mae, fusion), masked.mean_image, rows, comparison)
-    save_study_values(folder, 'other_models', [*fillings, *texts])
+    all_kept += [*fillings, *texts]
+    save_study_values(folder, 'other_models', all_kept)
     records += [r for kept in fillings for r in mean_records(kept, seed)]
     records += [r for kept in texts for r in score_values(kept, seed)]
-    records += beside_models(folder, [*fillings, *texts], seed)
+    records += beside_models(folder, all_kept, seed)
     costs = training_costs(settings, processor, split_rows(open_store(folder/'store'), 'train'))
     records += [r for r in costs if r.model != 'stage1_2x' or (folder/r.model).exists()]
     save_other_models(folder, data, comparison, records, info)

@@ -183,7 +183,6 @@ def sample_pool(
     pool: int = 100,  # test studies, or as many as there are; 0 = all
     pairs: int = 40,  # of these, compared by likelihood too; 0 = all
     most: int = 400,  # training studies; 0 = all
-    seed: int = 0,
     larger: tuple[int, ...] = (1000, 0),  # further pools, by embedding only; 0 = all test studies
 ) -> Pool:
     """Sample pools of test studies, each the beginning of the next.
@@ -194,7 +193,7 @@ def sample_pool(
     sizes = pool_sizes(len(test), pool, larger)
     if sizes[0] <= KS[-1]:
         print(f'{len(test)} test studies only: recall at as many or more is left out')
-    order = torch.randperm(len(test), generator=rng(seed, 'retrieve'))[:sizes[-1]].tolist()
+    order = torch.randperm(len(test), generator=rng(0, 'retrieve'))[:sizes[-1]].tolist()
     n_pairs = min(pairs or sizes[0], sizes[0])
     return Pool(test.select(order), sizes, train, split_rows(store, 'valid', 100), n_pairs)
 
@@ -478,9 +477,9 @@ def save_examples(
     plt.close(plot_retrieved_images(examples['report→image'], folder, images))
 
 # %% ../nbs/09_retrieve.ipynb #fea85f2a
-def save_pool(folder: Path, pool: Pool, seed: int):
-    "Write the ids of a pool to `results/retrieve_pool.json` of a run, with the seed that it was sampled by."
-    ids = dict(seed=seed, sizes=pool.sizes, pairs=pool.pairs, study_ids=pool.test['study_id'][:])
+def save_pool(folder: Path, pool: Pool):
+    "Write the ids of a pool to `results/retrieve_pool.json` of a run."
+    ids = dict(sizes=pool.sizes, pairs=pool.pairs, study_ids=pool.test['study_id'][:])
     write_json(folder/'results'/'retrieve_pool.json', ids)
 
 # %% ../nbs/09_retrieve.ipynb #fdd692c7
@@ -491,13 +490,13 @@ def evaluate_retrieve(
     pool: int = 100,  # test studies to find the right one among
     pairs: int = 40,  # of these, compared by likelihood too
     most: int = 400,  # training studies for the alignment
-    seed: int = 0,    # of pool and bootstrap
+    seed: int = 0,    # of the bootstrap
     larger: tuple[int, ...] = (1000, 0),  # further pools, by embedding only; 0 = all test studies
 ) -> list[Record]:
     "Score models on one pool, beside chance; records, pool, examples and pictures are saved."
     loaded = {name: load_model(folder, name) for name in models}
     store, info = open_studies(folder, data)
-    studies, records = sample_pool(store, pool, pairs, most, seed, larger), []
+    studies, records = sample_pool(store, pool, pairs, most, larger), []
     for name, (model, processor) in loaded.items():
         scores, layers = retrieval_scores(model, studies, name)
         records += matrix_records(name, scores, layers, studies, seed)
@@ -507,7 +506,7 @@ def evaluate_retrieve(
         '09_retrieve', folder, data=Path(data).name or None, pool=pool, pairs=pairs, most=most, seed=seed,
         larger=larger, models=models)
     save_records(folder, 'retrieve', records, info, weights, command)
-    save_pool(folder, studies, seed)
+    save_pool(folder, studies)
     save_examples(folder, scores, studies, name, processor.image_size)
     return records
 
