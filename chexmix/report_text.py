@@ -272,14 +272,14 @@ def report_text(
     row,                     # a manifest's row, or a dict
     sections: str = 'both',  # findings, impression or both
 ) -> str:
-    """The text of a study: `FINDINGS: … IMPRESSION: …`.
+    """The text of a study as the model learns it: `IMPRESSION: … FINDINGS: …`.
 
     A section with fewer than three letters is left out. Raises `UserError` for another policy.
     """
     if sections not in ('findings', 'impression', 'both'):
         choices = 'choose one of findings, impression, both'
         raise UserError(f'no such section policy: {sections}; {choices}')
-    names = ('findings', 'impression') if sections == 'both' else (sections,)
+    names = ('impression', 'findings') if sections == 'both' else (sections,)
     texts = {name: tidy(row.get(f'{name}_text')) for name in names}
     return ' '.join(f'{name.upper()}: {text}' for name, text in texts.items() if letters(text) >= 3)
 

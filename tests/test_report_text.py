@@ -291,14 +291,14 @@ def test_sections(name):
 
 
 def test_sections_join_again():
-    report = 'FINDINGS: Clear lungs. IMPRESSION: Normal.'
+    report = 'IMPRESSION: Normal. FINDINGS: Clear lungs.'
     assert report_text({f'{k}_text': v for k, v in report_sections(report).items()}) == report
 
 
 @pytest.mark.parametrize('policy,expected', [
     ('findings', 'FINDINGS: Clear since ___.'),
     ('impression', 'IMPRESSION: Normal.'),
-    ('both', 'FINDINGS: Clear since ___. IMPRESSION: Normal.'),
+    ('both', 'IMPRESSION: Normal. FINDINGS: Clear since ___.'),
 ])
 def test_policy_decides_what_becomes_text(policy, expected):
     row = {'findings_text': ' Clear since\n XXXX. ', 'impression_text': 'Normal.'}
