@@ -19,7 +19,7 @@ import numpy as np, pandas as pd, torch
 
 from .core import get_settings, open_run, parse_changes, PRESETS, run_path, UserError
 from .radiograph import read_radiograph
-from .records import load_records
+from .records import load_records, load_study_values
 
 # %% ../nbs/14_cli.ipynb #5ced2886
 def read_all(
@@ -408,15 +408,15 @@ def audit(args) -> int:
 
 # %% ../nbs/14_cli.ipynb #9831e231
 DEMO = (  # notebook, its own parameters, seconds expected at preset small on two CPU cores
-    ('03_tokenizer', {}, 310),
-    ('05_pretrain', {'stage': 1}, 70),
-    ('05_pretrain', {'stage': 2}, 70),
-    ('06_classify', {}, 160),
-    ('07_inpaint', {'classifier_steps': 300}, 75),
-    ('08_report', {}, 25),
-    ('09_retrieve', {}, 25),
-    ('10_baselines', {}, 55),
-    ('11_results', {}, 15))
+    ('03_tokenizer', {}, 260),
+    ('05_pretrain', {'stage': 1}, 150),
+    ('05_pretrain', {'stage': 2}, 95),
+    ('06_classify', {'most': 600, 'asked': 24, 'samples': 0}, 95),
+    ('07_inpaint', {'most': 48, 'classifier_steps': 150, 'classifier_most': 200}, 95),
+    ('08_report', {'most': 80}, 100),
+    ('09_retrieve', {}, 70),
+    ('10_baselines', {'most': 600, 'inpaint_most': 48, 'report_most': 80}, 75),
+    ('11_results', {}, 20))
 
 # %% ../nbs/14_cli.ipynb #4bd1f46e
 def time_left(
@@ -486,13 +486,12 @@ def demo(args) -> int:
         raise UserError(f'no notebooks in {args.notebooks}: run the demo in a checkout, '
                         'or name their folder with --notebooks')
     run_notebooks(args, folder)
-    from chexmix.results import conclusions, headline, TASKS
-    records = load_records(folder/'results')
-    for task, title in TASKS.items(): print(f'\n{title}\n{headline(records, task).to_string(line_width=180)}')
-    print('', *conclusions(records), sep='\n')
+    from chexmix.results import conclusions
+    records, all_kept = load_records(folder/'results'), load_study_values(folder/'results')
     unit = 2**20 if sys.platform == 'linux' else 2**30
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
     minutes = (time.monotonic() - begin) / 60
+    print('', *conclusions(records, all_kept=all_kept), sep='\n')
     print(f'\ndone in {minutes:.1f} min; most memory of one process {memory:.1f} GB')
     print(f'look at {folder}/index.html; executed notebooks, weights and records are beside it')
     print('More shows at a larger budget: chexmix demo --preset base --run base, on one GPU.')

@@ -127,7 +127,7 @@ PRESETS = {preset.preset: preset for preset in (
     Settings(
         'small', image_size=128, grid=8, n_codes=512, channels=8, channel_mult=(1, 2, 4, 8, 8), res_blocks=1,
         code_dim=32, n_text=1024, width=192, layers=4, heads=6, context=224,
-        tokenizer_steps=600, tokenizer_batch=8, tokenizer_lr=2e-3, stage1_steps=280, stage2_steps=280,
+        tokenizer_steps=450, tokenizer_batch=8, tokenizer_lr=2e-3, stage1_steps=420, stage2_steps=240,
         batch=16, lr=5e-3, n_studies=2000, perceptual_weight=1.),
     Settings(
         'base', image_size=256, grid=16, n_codes=4096, channels=64, channel_mult=(1, 1, 2, 2, 4),
