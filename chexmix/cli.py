@@ -408,6 +408,7 @@ def audit(args) -> int:
 
 # %% ../nbs/14_cli.ipynb #9831e231
 DEMO = (  # notebook, its own parameters, seconds expected at preset small on two CPU cores
+    ('inference/first_look', {}, 45),
     ('03_tokenizer', {}, 260),
     ('05_pretrain', {'stage': 1}, 150),
     ('05_pretrain', {'stage': 2}, 95),
