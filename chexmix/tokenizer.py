@@ -22,7 +22,6 @@ from datasets import Dataset
 from fastcore.basics import patch
 from sklearn.cluster import KMeans
 from tokenizers import decoders, models, pre_tokenizers, Tokenizer, trainers
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 from transformers import PreTrainedTokenizerFast
 
 from .core import (
@@ -540,6 +539,7 @@ def reconstruction_records(
     seed: int = 0,  # of the bootstrap
 ) -> list[Record]:
     "PSNR and SSIM of each kind of reconstruction, with confidence intervals over patients."
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
     original, *names = images
     original, records = images[original], []
     for name in names:
