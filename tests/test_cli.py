@@ -345,10 +345,15 @@ def examples_of_help():
 
 def test_every_example_of_the_help_runs_as_it_stands(own_run, tmp_path, monkeypatch, capsys):
     "After one another in an empty folder; `try` is a copy of a trained run. The demo has a test of its own."
+    from chexmix.classify import evaluate_classify
+    from chexmix.report import evaluate_report
     monkeypatch.setenv('CHEXMIX_RUNS', str(tmp_path/'runs'))
     monkeypatch.chdir(tmp_path)
     shutil.copytree(own_run, tmp_path/'runs'/'try')
-    for name in ('classify', 'report'): (tmp_path/'runs'/'try'/'results'/f'{name}.json').unlink(missing_ok=True)
+    run = tmp_path/'runs'/'try'
+    (run/'results'/'retrieve.json').unlink(missing_ok=True)
+    evaluate_classify(run, ['stage2'], most=40, ratios=(0,))  # `pack` wants a probe and reports that were judged
+    evaluate_report(run, ['stage2'], most=16, ratios=(0,))
     examples = examples_of_help()
     assert len(examples) > 15
     for example in examples:
@@ -371,6 +376,22 @@ def test_a_table_of_images_and_texts_becomes_a_run(tmp_path, capsys):
     assert main(['pretrain', '--preset', 'tiny', '--run', str(run), '--data', data, *few]) == 0
     assert len(pd.read_csv(run/'quarantine.csv')) == 1 and (run/'stage1'/'model.safetensors').exists()
     shutil.rmtree(run)
+
+
+def test_a_run_that_was_moved_works(tmp_path, capsys):
+    "Its images are found where it lies now, and its data have the same hash as before."
+    from chexmix.tokenizer import open_studies, share_tokens
+    few = ['--set', 'tokenizer_steps=6', '--set', 'n_studies=40']
+    assert main(['tokenizer', '--preset', 'tiny', '--run', str(tmp_path/'old'), *few]) == 0
+    before = open_studies(tmp_path/'old')[1]
+    (tmp_path/'old').rename(tmp_path/'new')
+    store, info = open_studies(tmp_path/'new')
+    assert info == before and all(path.startswith(f'{tmp_path}/new/phantoms') for path in store['path'])
+    shared = share_tokens(tmp_path/'shared', tmp_path/'new', 1)
+    for run in (tmp_path/'new', shared):
+        assert all(os.path.exists(path) for path in open_studies(run)[0]['path'])
+        for path in run.rglob('*.csv'): assert f'{tmp_path}/old' not in path.read_text()
+        assert main(['tokenizer', '--run', str(run)]) == 0
 
 
 def test_audit_says_what_is_wrong(tmp_path, capsys):
