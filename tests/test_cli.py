@@ -278,9 +278,10 @@ def test_the_model_that_answers_is_named(images, own_run, tmp_path, monkeypatch,
     (tmp_path/'runs'/'mine'/'stage1').rename(tmp_path/'runs'/'mine'/'longer')
     image, out = images/'a.png', ('-o', tmp_path/'o.csv')
     assert 'packed weights' in model_line(image, *out, capsys=capsys)
+    mine = tmp_path/'runs'/'mine'
     ways = (['--model', 'mine/longer'], ['--run', 'mine', '--stage', 'longer'],
             ['--run', 'mine', '--model', 'longer'], ['--model', 'mine', '--stage', 'longer'],
-            ['--model', tmp_path/'runs'/'mine'/'longer'], ['--run', tmp_path/'runs'/'mine', '--stage', 'longer'])
+            ['--model', mine/'longer'], ['--run', mine, '--stage', 'longer'])
     for way in ways:
         assert 'longer of the run mine' in model_line(image, *way, *out, capsys=capsys), way
     assert 'stage2 of the run demo' in model_line(image, '--run', 'demo', *out, capsys=capsys)
@@ -307,7 +308,8 @@ def test_settings_of_another_run(own_run, tmp_path, capsys):
 
 # What a shell expects
 
-HEAVY = {'torch', 'spacy', 'gdcm', 'nltk', 'fastai', 'transformers', 'sklearn', 'matplotlib', 'pandas', 'numpy'}
+HEAVY = {'torch', 'spacy', 'gdcm', 'nltk', 'fastai', 'transformers', 'sklearn', 'scipy', 'matplotlib',
+         'pandas', 'numpy', 'pydicom'}
 
 
 @pytest.mark.parametrize('words', ['', 'from chexmix.cli import main; main(["--help"])'])
@@ -352,7 +354,8 @@ def test_every_example_of_the_help_runs_as_it_stands(own_run, tmp_path, monkeypa
     shutil.copytree(own_run, tmp_path/'runs'/'try')
     run = tmp_path/'runs'/'try'
     (run/'results'/'retrieve.json').unlink(missing_ok=True)
-    evaluate_classify(run, ['stage2'], most=40, ratios=(0,))  # `pack` wants a probe and reports that were judged
+    # `pack` wants a probe, and reports that were judged.
+    evaluate_classify(run, ['stage2'], most=40, ratios=(0,))
     evaluate_report(run, ['stage2'], most=16, ratios=(0,))
     examples = examples_of_help()
     assert len(examples) > 15
@@ -360,7 +363,8 @@ def test_every_example_of_the_help_runs_as_it_stands(own_run, tmp_path, monkeypa
         words = shlex.split(example)[1:]
         if words == ['demo']: continue
         assert main(words) == 0, (example, capsys.readouterr().err)
-    assert {'filled.png', 'codes.png', 'reports.jsonl', 'findings.csv'} <= {p.name for p in tmp_path.iterdir()}
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {'filled.png', 'codes.png', 'reports.jsonl', 'findings.csv'} <= written
 
 
 def test_a_table_of_images_and_texts_becomes_a_run(tmp_path, capsys):
