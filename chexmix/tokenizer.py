@@ -13,7 +13,7 @@ __all__ = ['LM_FIELDS', 'TOKEN_FILES', 'write_manifest', 'prepare_data', 'Tokeni
            'share_tokens']
 
 # %% ../nbs/03_tokenizer.ipynb #c6e7bc93
-import math, shutil
+import math, os, shutil
 from functools import partial
 from pathlib import Path
 
