@@ -40,7 +40,7 @@ def training_commands(
     more = '' if steps == own_steps else f' --steps {steps}'
     return [' '.join([tokenizer, *sets]),
             f'chexmix pretrain --stage {stage}{more} --run {run}',
-            f'chexmix classify --run {run}']
+            f'chexmix evaluate classify --run {run}']
 
 # %% ../nbs/inference/bundled_weights.ipynb #6236718d
 LIMITS = (

@@ -340,7 +340,7 @@ def load_probe(
     name: str = '',      # stage1, stage2, …; '' = the last stage that has one
 ) -> Probe:
     "The probe that `evaluate_classify` saved. Raises `UserError` where there is none."
-    way = f'06_classify (`chexmix classify --run {Path(folder).name}` without images)'
+    way = f'06_classify (`chexmix evaluate classify --run {Path(folder).name}`)'
     values = read_json(saved_file(folder, name, '.json', way))
     values['findings'] = [FINDINGS.index(finding) for finding in values['findings']]
     values |= dict(weight=np.array(values['weight']), bias=np.array(values['bias']))
@@ -359,7 +359,7 @@ def classify(
     """
     if fingerprint(model) != probe.model:
         raise UserError('this probe was fitted on other weights: name the model it was fitted on, '
-                        'or run 06_classify again (`chexmix classify` without images)')
+                        'or run 06_classify again (`chexmix evaluate classify`)')
     codes = processor.encode_images(images)
     x = embed(model, codes, layers=[probe.layer], regions=probe.regions)[:, 0]  # (B, D·regions²)
     return pd.DataFrame(probe(x.numpy()), columns=[FINDINGS[f] for f in probe.findings])
@@ -607,7 +607,7 @@ def ask_findings(
     """
     if fingerprint(model) != questions.model:
         raise UserError('these questions were prepared for other weights: name the model they belong to, '
-                        'or prepare them again (`chexmix classify --ask` without images)')
+                        'or prepare them again (`chexmix evaluate ask`)')
     codes = processor.encode_images(images) if images.dim() == 3 else images
     log_likelihood = statement_log_likelihood(model, processor, questions, codes, mask)
     probabilities = questions.probabilities(questions.log_odds(log_likelihood))
@@ -721,7 +721,7 @@ def load_questions(
     name: str = '',      # stage1, stage2, …; '' = the last stage that has some
 ) -> Questions:
     "The questions that `evaluate_ask` saved. Raises `UserError` where there are none."
-    way = f'`chexmix classify --ask --run {Path(folder).name}` without images'
+    way = f'`chexmix evaluate ask --run {Path(folder).name}`'
     values = read_json(saved_file(folder, name, '_questions.json', way))
     values['statements'] = pd.DataFrame(values['statements'])
     values['log_prior'] = np.array(values['log_prior'])
@@ -976,6 +976,6 @@ def evaluate_ask(
         curves = reliability_curves(found)
         plt.close(plot_reliability(curves, folder/'figures'/f'ask_{name}_reliability.png'))
     weights = {name: content_hash(folder/name/'model.safetensors') for name in models}
-    command = f'chexmix classify --ask --run {folder.name}'
+    command = f'chexmix evaluate ask --run {folder.name}'
     save_records(folder, 'ask', records, info, weights, command)
     return records

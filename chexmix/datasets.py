@@ -10,9 +10,8 @@ __all__ = ['PAGES', 'PICTURE_ENDINGS', 'IMAGE_ENDINGS', 'DATASETS', 'find_file',
            'open_i_table_rows', 'open_i_rows', 'open_i', 'nih_splits', 'nih_labels', 'nih', 'padchest_labels',
            'padchest_paths', 'padchest', 'majority_labels', 'vindr_labels', 'vindr_cxr', 'rexgradient_rows',
            'rexgradient', 'walk_once', 'files_below', 'looks_like_dicom', 'FolderFiles', 'sort_files', 'print_left_out',
-           'is_unicode', 'readable_names', 'report_names', 'texts_in', 'report_paths', 'beside', 'folder_rows',
-           'folder_manifest', 'folder', 'dicom_identity', 'dicom_rows', 'only_radiographs', 'dicom_folder',
-           'mixed_folder', 'read_data']
+           'readable_names', 'report_names', 'texts_in', 'report_paths', 'beside', 'folder_rows', 'folder_manifest',
+           'folder', 'dicom_identity', 'dicom_rows', 'only_radiographs', 'dicom_folder', 'mixed_folder', 'read_data']
 
 # %% ../nbs/data/datasets.ipynb #358d3ae3
 import glob, os, re
@@ -26,7 +25,7 @@ from xml.etree import ElementTree
 
 import numpy as np, pandas as pd, pydicom
 
-from .core import read_json, UserError
+from .core import is_unicode, read_json, UserError
 from .data import (
     check_split, fill_labels, labels_of_columns, labels_of_list, map_in_processes, map_unique,
     missing_texts, patient_number, print_summary, read_cells, read_table, run_chunk, split_by_patient,
@@ -814,12 +813,6 @@ def print_left_out(
     print(f'{name}: {len(paths)} files {reason} and left out ({counts})')
 
 # %% ../nbs/data/datasets.ipynb #65c42729
-def is_unicode(path: str) -> bool:
-    "Whether a path can be written into a table: old archives leave names that are no UTF-8."
-    try: path.encode()
-    except UnicodeEncodeError: return False
-    return True
-
 def readable_names(
     name: str,         # of the reader
     paths: list[str],

@@ -13,11 +13,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np, torch
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU
+
 from scipy import stats
 from scipy.special import gammaln
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from .core import UserError
 
@@ -237,6 +235,7 @@ def bleu_counts(
     Matching n-grams for n = 1…4, predicted n-grams for n = 1…4, words predicted, words of the reference.
     """
     # The effective order changes a sentence's score, which is not used here; it changes no count.
+    from sacrebleu.metrics import BLEU
     scorer = BLEU(lowercase=True, effective_order=True)
     scores = [scorer.sentence_score(p, [r]) for p, r in zip(predictions, references, strict=True)]
     return np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores], float)
@@ -263,6 +262,7 @@ def rouge_l(
     references: list[str],
 ) -> np.ndarray:  # (n,) 0…1
     "F-measure of the longest common subsequence of words; lower case, no stemming."
+    from rouge_score.rouge_scorer import RougeScorer
     scorer = RougeScorer(['rougeL'])
     scores = [scorer.score(r, p)['rougeL'] for p, r in zip(predictions, references, strict=True)]
     return np.array([s.fmeasure for s in scores])
@@ -311,6 +311,7 @@ def masked_ssim(
 ) -> torch.Tensor:  # (B,)
     "Structural similarity, averaged over the masked pixels."
     # (B, 1, H, W)
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
     _, similarity = ssim(a[:, None], b[:, None], data_range=1., reduction='none', return_full_image=True)
     return (similarity[:, 0] * mask).sum((1, 2)) / mask.sum((1, 2))
 

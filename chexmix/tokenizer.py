@@ -13,7 +13,7 @@ __all__ = ['LM_FIELDS', 'TOKEN_FILES', 'write_manifest', 'prepare_data', 'Tokeni
            'share_tokens']
 
 # %% ../nbs/03_tokenizer.ipynb #c6e7bc93
-import math, shutil
+import math, os, shutil
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +22,11 @@ from datasets import Dataset
 from fastcore.basics import patch
 from sklearn.cluster import KMeans
 from tokenizers import decoders, models, pre_tokenizers, Tokenizer, trainers
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 from transformers import PreTrainedTokenizerFast
 
-from .core import (
-    atomic, changed, default_device, Layout, open_run, read_json, rng, Settings, start_run, UserError)
+from chexmix.core import (
+    atomic, changed, default_device, Layout, open_run, path_in, read_json, rng, Settings, start_run,
+    UserError)
 from .data import check_split, read_table, scan, split_by_patient
 from .metrics import bootstrap_interval, code_usage, psnr, weighted_mean
 from .phantom import write_phantoms
@@ -46,9 +46,13 @@ def write_manifest(
     table: pd.DataFrame,  # as `read_table` gives it
     size: int,            # pixels on each side
 ):
-    "Read every image of a table once; write `manifest.csv`, split by patient, and `quarantine.csv`."
+    """Read every image of a table once; write `manifest.csv`, split by patient, and `quarantine.csv`.
+
+    Paths in the run are written relative to it.
+    """
     manifest, quarantine = scan(table, size)
     manifest = split_by_patient(manifest)
+    manifest['path'] = [path_in(folder, path) for path in manifest['path']]
     with atomic(folder/'quarantine.csv') as path: quarantine.to_csv(path, index=False)
     with atomic(folder/'manifest.csv') as path: manifest.to_csv(path, index=False)
 
@@ -540,6 +544,7 @@ def reconstruction_records(
     seed: int = 0,  # of the bootstrap
 ) -> list[Record]:
     "PSNR and SSIM of each kind of reconstruction, with confidence intervals over patients."
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
     original, *names = images
     original, records = images[original], []
     for name in names:
@@ -636,4 +641,7 @@ def share_tokens(
         if (folder/name).exists(): continue
         copy = shutil.copytree if (source/name).is_dir() else shutil.copy
         with atomic(folder/name) as part: copy(source/name, part)
+    images = folder/'phantoms'
+    if (source/'phantoms').is_dir() and not images.exists():
+        images.symlink_to(os.path.relpath(source/'phantoms', folder))
     return folder

@@ -32,7 +32,6 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import to_float
-from tensorboardX import SummaryWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict)
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -334,6 +333,7 @@ class LogWriter:
     ):
         self.path = path
         self.since = time.perf_counter(), done
+        from tensorboardX import SummaryWriter
         self.board = SummaryWriter(str(path.with_suffix('')/'tensorboard'), purge_step=done + 1)
 
     def write(self, log: list[dict]):

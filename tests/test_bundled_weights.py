@@ -52,7 +52,7 @@ def test_card_says_what_they_are_and_its_commands_still_train_them(weights):
     first, *others = [build_parser().parse_args(line.split()[1:]) for line in card['training']]
     settings = get_settings(first.preset, seed=first.seed, **parse_changes(first.set))
     assert settings == stored, 'the preset has changed since these weights were packed: pack them again'
-    assert [args.function.__name__ for args in others] == ['pretrain', 'classify']
+    assert [args.function.__name__ for args in others] == ['pretrain', 'evaluate']
     assert {args.run for args in others} == {first.run}
 
 

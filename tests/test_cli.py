@@ -1,5 +1,5 @@
 "The command line: images in, text or PNG out; each mistake one line, exit code 2, nothing half-written."
-import json, os, resource, shutil, signal, subprocess, sys, time
+import json, os, resource, shlex, shutil, signal, subprocess, sys, time
 
 import numpy as np, pandas as pd, pydicom, pytest
 from PIL import Image
@@ -53,6 +53,8 @@ def own_run(tiny_run, tmp_path_factory):
     for name in ('settings.json', 'manifest.csv', 'quarantine.csv'): shutil.copy(tiny_run/name, run)
     for name in ('processor', 'image_tokenizer', 'store', 'stage1', 'stage2', 'logs'):
         shutil.copytree(tiny_run/name, run/name)
+    (run/'results').mkdir()
+    shutil.copy(tiny_run/'results'/'tokenizer.json', run/'results')
     return run
 
 
@@ -81,7 +83,7 @@ def test_picture_out(verb, word, images, tiny_run, tmp_path, capsys):
 def test_findings_of_an_image(images, own_run, capsys):
     assert main(['classify', str(images/'c.dcm'), '--run', str(own_run)]) == 2
     assert 'no probe was fitted' in capsys.readouterr().err
-    assert main(['classify', '--run', str(own_run)]) == 0
+    assert main(['evaluate', 'classify', '--run', str(own_run)]) == 0
     assert main(['classify', str(images/'c.dcm'), '--run', str(own_run)]) == 0
     assert 'Pleural Effusion' in capsys.readouterr().out
 
@@ -158,7 +160,16 @@ MISTAKES = {
     'setting without value': ('tokenizer --preset tiny --run {tmp}/r --set lr', 'lr'),
     'unknown option': ('inpaint --colour red', '--colour'),
     'unknown command': ('rapport', 'rapport'),
-    'no command': ('', 'command'),
+    'image not named': ('report --run {run}', 'chexmix evaluate report --run'),
+    'judging a stage that is not there': ('evaluate report --run {run} --models longer', 'longer'),
+    'judging an unknown task': ('evaluate translate --run {run}', 'translate'),
+    'stage that is not there': ('report {images}/a.png --run {run} --stage longer', 'stage1, stage2'),
+    'folder that is not there': ('report {images}/a.png --model {tmp}/released/', 'released'),
+    'a stage as a run': ('evaluate report --run {run}/stage1', 'settings of a run'),
+    'no settings': ('tokenizer --run {tmp}/r --config {images}/a.png', 'a.png'),
+    'settings from two places': (
+        'tokenizer --run {tmp}/r --preset tiny --config {run}/settings.json', '--config'),
+    'export over other files': ('export --run {run} -o {images}', 'not empty'),
     'not a number': ('phantom --n many {tmp}/p', 'many'),
     'no studies': ('phantom --n 0 {tmp}/p', '--n 0'),
     'unknown layout': ('phantom --n 2 --layout xml {tmp}/p', 'xml'),
@@ -228,7 +239,132 @@ def test_no_room_on_disk(images, tiny_run, tmp_path):
 
 def test_help_shows_an_example():
     done = subprocess.run(['chexmix', 'inpaint', '--help'], capture_output=True, text=True)
-    assert done.returncode == 0 and 'example: chexmix inpaint' in done.stdout
+    assert done.returncode == 0 and '\n  chexmix inpaint chest.png' in done.stdout
+
+
+BARE = ['', 'report', 'classify', 'inpaint', 'retrieve', 'embed']
+
+
+@pytest.mark.parametrize('words', BARE)
+def test_a_bare_command_prints_its_help(words, capsys):
+    assert main(words.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f'usage: chexmix {words}'.strip()) and not printed.err
+
+
+def test_a_result_is_replaced_only_by_force(own_run, capsys):
+    words = ['evaluate', 'retrieve', '--run', str(own_run), '--models', 'stage1']
+    place = own_run/'results'/'retrieve.json'
+    place.parent.mkdir(exist_ok=True)
+    place.write_text('kept')
+    assert main(words) == 2 and place.read_text() == 'kept'
+    assert '--force' in capsys.readouterr().err
+    assert main([*words, '--force']) == 0
+    assert 'R@1' in capsys.readouterr().out and 'kept' not in place.read_text()
+
+
+# Which model answers
+
+def model_line(*words, capsys):
+    "What is said on standard error of the model that answers."
+    assert main(['embed', *map(str, words)]) == 0
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_the_model_that_answers_is_named(images, own_run, tmp_path, monkeypatch, capsys):
+    "The packed weights by default, also beside a run demo; a stage is found below a name and below a path."
+    monkeypatch.setenv('CHEXMIX_RUNS', str(tmp_path/'runs'))
+    for name in ('demo', 'mine'): shutil.copytree(own_run, tmp_path/'runs'/name)
+    (tmp_path/'runs'/'mine'/'stage1').rename(tmp_path/'runs'/'mine'/'longer')
+    image, out = images/'a.png', ('-o', tmp_path/'o.csv')
+    assert 'packed weights' in model_line(image, *out, capsys=capsys)
+    mine = tmp_path/'runs'/'mine'
+    ways = (['--model', 'mine/longer'], ['--run', 'mine', '--stage', 'longer'],
+            ['--run', 'mine', '--model', 'longer'], ['--model', 'mine', '--stage', 'longer'],
+            ['--model', mine/'longer'], ['--run', mine, '--stage', 'longer'])
+    for way in ways:
+        assert 'longer of the run mine' in model_line(image, *way, *out, capsys=capsys), way
+    assert 'stage2 of the run demo' in model_line(image, '--run', 'demo', *out, capsys=capsys)
+
+
+def test_an_exported_model_answers_alike(images, own_run, tmp_path, capsys):
+    "Half the size in bfloat16, and a report of the same image."
+    assert main(['export', '--run', str(own_run), '--stage', 'stage1', '-o', str(tmp_path/'half')]) == 0
+    sizes = [(folder/'model.safetensors').stat().st_size for folder in (tmp_path/'half', own_run/'stage1')]
+    assert sizes[0] < .6 * sizes[1]
+    assert main(['report', str(images/'a.png'), '--model', str(tmp_path/'half'), '--new', '20']) == 0
+
+
+def test_settings_of_another_run(own_run, tmp_path, capsys):
+    "`--config` makes the run that it was saved by, and single values change it."
+    from chexmix.cli import build_parser, run_settings
+    saved = json.loads((own_run/'settings.json').read_text())
+    (tmp_path/'run.yaml').write_text('preset: tiny\nlr: 0.001\n')
+    for file, lr in ((own_run/'settings.json', saved['lr']), (tmp_path/'run.yaml', .001)):
+        words = ['tokenizer', '--run', str(tmp_path/'r'), '--config', str(file)]
+        assert run_settings(build_parser().parse_args(words)).lr == lr
+        assert run_settings(build_parser().parse_args([*words, '--set', 'lr=0.5'])).lr == .5
+
+
+# What a shell expects
+
+HEAVY = {'torch', 'spacy', 'gdcm', 'nltk', 'fastai', 'transformers', 'sklearn', 'scipy', 'matplotlib',
+         'pandas', 'numpy', 'pydicom'}
+
+
+@pytest.mark.parametrize('words', ['', 'from chexmix.cli import main; main(["--help"])'])
+def test_nothing_large_is_imported_before_it_is_used(words):
+    program = f'import sys, atexit, chexmix; atexit.register(lambda: print(*sys.modules)); {words}'
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    loaded = {name.partition('.')[0] for name in done.stdout.splitlines()[-1].split()}
+    assert done.returncode == 0 and 'chexmix' in loaded and not loaded & HEAVY, done.stderr
+
+
+def test_a_report_imports_no_training(images):
+    "What a report of a PNG needs is torch, transformers and the network; nothing of training or evaluation."
+    program = 'import sys; from chexmix.cli import main; main(sys.argv[1:]); print(*sys.modules)'
+    command = [sys.executable, '-c', program, 'report', str(images/'a.png'), '--new', '4']
+    done = subprocess.run(command, capture_output=True, text=True)
+    loaded = {name.partition('.')[0] for name in done.stdout.splitlines()[-1].split()}
+    unwanted = {'spacy', 'nltk', 'fastai', 'sklearn', 'matplotlib', 'pandas', 'datasets', 'torchmetrics'}
+    assert 'torch' in loaded and not loaded & unwanted, done.stderr
+
+
+def test_a_reader_that_stops_is_no_fault():
+    command = f'"{sys.executable}" -c "{PROGRAM}" evaluate --help | true; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
+    assert done.stdout.strip() in ('0', '141') and not done.stderr
+
+
+def examples_of_help():
+    "Every example that `chexmix … --help` shows, in an order in which each finds what it needs."
+    from chexmix.cli import build_parser
+    actions = [a for a in build_parser()._actions if getattr(a, 'choices', None)]
+    parsers = list(actions[0].choices.values())
+    lines = [line for parser in parsers for line in parser.epilog.splitlines()]
+    return [line.strip() for line in lines if line.startswith('  chexmix ')]
+
+
+def test_every_example_of_the_help_runs_as_it_stands(own_run, tmp_path, monkeypatch, capsys):
+    "After one another in an empty folder; `try` is a copy of a trained run. The demo has a test of its own."
+    from chexmix.classify import evaluate_classify
+    from chexmix.report import evaluate_report
+    monkeypatch.setenv('CHEXMIX_RUNS', str(tmp_path/'runs'))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(own_run, tmp_path/'runs'/'try')
+    run = tmp_path/'runs'/'try'
+    (run/'results'/'retrieve.json').unlink(missing_ok=True)
+    # `pack` wants a probe, and reports that were judged.
+    evaluate_classify(run, ['stage2'], most=40, ratios=(0,))
+    evaluate_report(run, ['stage2'], most=16, ratios=(0,))
+    examples = examples_of_help()
+    assert len(examples) > 15
+    for example in examples:
+        words = shlex.split(example)[1:]
+        if words == ['demo']: continue
+        assert main(words) == 0, (example, capsys.readouterr().err)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {'filled.png', 'codes.png', 'reports.jsonl', 'findings.csv'} <= written
 
 
 def test_a_table_of_images_and_texts_becomes_a_run(tmp_path, capsys):
@@ -244,6 +380,22 @@ def test_a_table_of_images_and_texts_becomes_a_run(tmp_path, capsys):
     assert main(['pretrain', '--preset', 'tiny', '--run', str(run), '--data', data, *few]) == 0
     assert len(pd.read_csv(run/'quarantine.csv')) == 1 and (run/'stage1'/'model.safetensors').exists()
     shutil.rmtree(run)
+
+
+def test_a_run_that_was_moved_works(tmp_path, capsys):
+    "Its images are found where it lies now, and its data have the same hash as before."
+    from chexmix.tokenizer import open_studies, share_tokens
+    few = ['--set', 'tokenizer_steps=6', '--set', 'n_studies=40']
+    assert main(['tokenizer', '--preset', 'tiny', '--run', str(tmp_path/'old'), *few]) == 0
+    before = open_studies(tmp_path/'old')[1]
+    (tmp_path/'old').rename(tmp_path/'new')
+    store, info = open_studies(tmp_path/'new')
+    assert info == before and all(path.startswith(f'{tmp_path}/new/phantoms') for path in store['path'])
+    shared = share_tokens(tmp_path/'shared', tmp_path/'new', 1)
+    for run in (tmp_path/'new', shared):
+        assert all(os.path.exists(path) for path in open_studies(run)[0]['path'])
+        for path in run.rglob('*.csv'): assert f'{tmp_path}/old' not in path.read_text()
+        assert main(['tokenizer', '--run', str(run)]) == 0
 
 
 def test_audit_says_what_is_wrong(tmp_path, capsys):
