@@ -7,7 +7,7 @@ __all__ = ['ABSENT', 'HEADER', 'ModuleParts', 'patched_class', 'imported_names',
            'needed_parts', 'source_lines', 'method_lines', 'definition_text', 'module_order', 'import_text',
            'module_text', 'standalone', 'write_code']
 
-# %% ../nbs/foundations/remote_code.ipynb #47b3a1ee
+# %% ../nbs/foundations/remote_code.ipynb #5a2ef881
 import ast
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +16,7 @@ from pathlib import Path
 import chexmix
 from .core import atomic
 
-# %% ../nbs/foundations/remote_code.ipynb #6cbb3be1
+# %% ../nbs/foundations/remote_code.ipynb #fd356a3e
 @dataclass(frozen=True)
 class ModuleParts:
     "The statements of a module of this package, by the names that they bind."
@@ -26,7 +26,7 @@ class ModuleParts:
     own: dict          # name → (module of this package, its name there)
     libraries: dict    # name → line that imports it
 
-# %% ../nbs/foundations/remote_code.ipynb #54e88311
+# %% ../nbs/foundations/remote_code.ipynb #a97cec6e
 def patched_class(
     node: ast.stmt,
 ) -> str:  # '' for anything but a method added by `@patch`
@@ -35,7 +35,7 @@ def patched_class(
     if not any(name.split('(')[0] == 'patch' for name in names): return ''
     return ast.unparse(node.args.args[0].annotation)
 
-# %% ../nbs/foundations/remote_code.ipynb #1df9e4d3
+# %% ../nbs/foundations/remote_code.ipynb #92fc549e
 def imported_names(
     node: ast.Import | ast.ImportFrom,
 ) -> tuple[dict, dict]:  # name → (own module, name); name → line that imports it
@@ -50,14 +50,14 @@ def imported_names(
         else: libraries[name] = f'{start} {ast.unparse(alias)}'
     return own, libraries
 
-# %% ../nbs/foundations/remote_code.ipynb #28ff46fc
+# %% ../nbs/foundations/remote_code.ipynb #524ead50
 def bound_names(node: ast.stmt) -> list[str]:
     "The names that a definition or an assignment binds."
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return [node.name]
     targets = getattr(node, 'targets', [])
     return [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
 
-# %% ../nbs/foundations/remote_code.ipynb #a27cfd11
+# %% ../nbs/foundations/remote_code.ipynb #be45048a
 @lru_cache
 def module_parts(
     module: str,  # of this package, without its prefix
@@ -74,12 +74,13 @@ def module_parts(
         else: parts.definitions.update({name: node for name in bound_names(node)})
     return parts
 
-# %% ../nbs/foundations/remote_code.ipynb #b1f65c53
+# %% ../nbs/foundations/remote_code.ipynb #b657aaab
 def used_names(*nodes: ast.stmt) -> set[str]:
-    "Names that occur in some statements."
-    return {name.id for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name)}
+    "Names that occur in some statements, `patch` aside."
+    names = {name.id for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name)}
+    return names - {'patch'}  # methods will stand in the body of their class
 
-# %% ../nbs/foundations/remote_code.ipynb #0cac54fb
+# %% ../nbs/foundations/remote_code.ipynb #05c485d0
 def needed_parts(
     roots: list[tuple[str, str]],  # (module, name)
     without: tuple = (),           # names of functions that are left out
@@ -98,7 +99,7 @@ def needed_parts(
             wanted += [(module, used) for used in used_names(*nodes)]
     return list(found), libraries
 
-# %% ../nbs/foundations/remote_code.ipynb #9cacc5d7
+# %% ../nbs/foundations/remote_code.ipynb #4f01ae4e
 def source_lines(
     parts: ModuleParts,
     node: ast.stmt,
@@ -108,7 +109,7 @@ def source_lines(
     first = decorators[0].lineno if decorators else node.lineno
     return parts.source.splitlines()[first - 1:node.end_lineno]
 
-# %% ../nbs/foundations/remote_code.ipynb #4e4d11b7
+# %% ../nbs/foundations/remote_code.ipynb #3528a4c0
 def method_lines(
     parts: ModuleParts,
     node: ast.FunctionDef,  # decorated with `@patch`
@@ -122,7 +123,7 @@ def method_lines(
     lines = [line.replace(annotated, first.arg, 1) for line in lines if line is not None]
     return ['', *(f'    {line}'.rstrip() for line in lines)]
 
-# %% ../nbs/foundations/remote_code.ipynb #196664f8
+# %% ../nbs/foundations/remote_code.ipynb #9880fcc5
 def definition_text(
     module: str,
     name: str,
@@ -133,7 +134,7 @@ def definition_text(
     for node in parts.methods.get(name, []): lines = lines + method_lines(parts, node)
     return '\n'.join(lines)
 
-# %% ../nbs/foundations/remote_code.ipynb #ccf4d685
+# %% ../nbs/foundations/remote_code.ipynb #ae664689
 def module_order(
     roots: list[tuple[str, str]],  # (module, name)
 ) -> list[str]:
@@ -145,7 +146,7 @@ def module_order(
     for module, _ in roots: visit(module)
     return order
 
-# %% ../nbs/foundations/remote_code.ipynb #18b2c413
+# %% ../nbs/foundations/remote_code.ipynb #5c268a96
 ABSENT = '''
 class Absent:
     "Stands for a library that is not installed."
@@ -156,7 +157,7 @@ class Absent:
         return Absent(self.name)
 '''.strip()
 
-# %% ../nbs/foundations/remote_code.ipynb #56291585
+# %% ../nbs/foundations/remote_code.ipynb #b2399045
 def import_text(
     libraries: dict,        # name → line that imports it
     optional: dict,         # libraries that may be missing → what to install
@@ -169,7 +170,7 @@ def import_text(
         else: others.append(f'try: {line}\nexcept ImportError: {name} = Absent({optional[library]!r})')
     return '\n'.join(sorted(required)), '\n'.join(others)
 
-# %% ../nbs/foundations/remote_code.ipynb #014083a0
+# %% ../nbs/foundations/remote_code.ipynb #bee95956
 HEADER = '''"""{title}
 
 Written by chexmix {version} out of its modules {modules}. Research software, never for clinical use.
@@ -179,7 +180,7 @@ from __future__ import annotations
 {imports}
 '''
 
-# %% ../nbs/foundations/remote_code.ipynb #f30b105c
+# %% ../nbs/foundations/remote_code.ipynb #bf3e6f20
 def module_text(
     module: str,
     found: list[tuple[str, str]],  # (module, name) of definitions, of other modules as well
@@ -190,7 +191,7 @@ def module_text(
     unique = {nodes[name].lineno: name for name in names}  # one assignment may bind several names
     return '\n\n'.join(definition_text(module, unique[line]) for line in sorted(unique))
 
-# %% ../nbs/foundations/remote_code.ipynb #6b3667e4
+# %% ../nbs/foundations/remote_code.ipynb #4c0f694c
 @lru_cache
 def standalone(
     title: str,            # first line of the file
@@ -209,7 +210,7 @@ def standalone(
     stubs = [f'def {name}(*args, **kwargs): "Only in the package."' for name in without]
     return '\n\n'.join([header.strip(), first, *absent, *stubs, *rest]) + '\n'
 
-# %% ../nbs/foundations/remote_code.ipynb #33d5eead
+# %% ../nbs/foundations/remote_code.ipynb #52ae25d9
 def write_code(
     folder: str | Path,
     name: str,      # of the file, without ending

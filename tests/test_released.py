@@ -127,7 +127,7 @@ def test_golden_reports_without_cache(gold):
     model, codes = gold['loaded'][0], gold['codes']
     assert published_report(model, codes[:1], most=32) == gold['reports'][0]
     ids = released.image_prompt(model, codes, None, IMAGE_END, TEXT_START)
-    out = model.generate(
+    out = PhiForCausalLM.generate(model,
         ids, use_cache=False, do_sample=False, max_new_tokens=32, min_new_tokens=5,
         eos_token_id=TEXT_START, pad_token_id=58_561, attention_mask=torch.ones_like(ids))
     new = out[:, 1027:].tolist()
