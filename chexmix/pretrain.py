@@ -10,14 +10,14 @@ __all__ = ['CHOICES', 'DEFAULT_MASKING', 'STABLE', 'StageConfig', 'check_values'
            'fresh_texts', 'fresh_codes', 'fresh_window', 'make_windows', 'FreshBatches', 'MaskInputs', 'AddTargets',
            'Pretraining', 'swap_images', 'ordered_ids', 'mean_losses', 'Validator', 'printable', 'plot_reports',
            'panel_images', 'panel_axes', 'plot_panel', 'Panel', 'environment', 'settings_table', 'losses_table',
-           'model_card', 'random_weights', 'set_dropout', 'start_weights', 'move_weights_last', 'save_stage',
-           'ComputeOptions', 'split_changes', 'stage_batches', 'stage_learning_rate', 'steps_seen',
-           'stage_fit_settings', 'stage_callbacks', 'uses_bfloat16', 'StageJob', 'stage_job', 'masked_text',
-           'StageLearner', 'plot_study', 'stage_learner', 'get_learner', 'pretrain', 'load_model', 'command_line',
-           'main', 'launch_command', 'run_aloud', 'launch', 'plot_log']
+           'card_header', 'slug', 'loss_results', 'model_card', 'random_weights', 'set_dropout', 'start_weights',
+           'move_weights_last', 'save_stage', 'ComputeOptions', 'split_changes', 'stage_batches', 'stage_learning_rate',
+           'steps_seen', 'stage_fit_settings', 'stage_callbacks', 'uses_bfloat16', 'StageJob', 'stage_job',
+           'masked_text', 'StageLearner', 'plot_study', 'stage_learner', 'get_learner', 'pretrain', 'load_model',
+           'command_line', 'main', 'launch_command', 'run_aloud', 'launch', 'plot_log']
 
 # %% ../nbs/05_pretrain.ipynb #c4a464f4
-import argparse, itertools, json, os, platform, shutil, subprocess, sys, textwrap
+import argparse, itertools, json, os, platform, re, shutil, subprocess, sys, textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -28,6 +28,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, pyarrow.compute as p
 import torch, torch.distributed as dist
 from datasets import Dataset
 from fastcore.basics import patch
+from huggingface_hub import EvalResult, ModelCardData
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, StateDictOptions
 from transformers.utils.logging import disable_progress_bar
 
@@ -643,6 +644,38 @@ def losses_table(
     rows = [f'| {name} | {last[name]:.3f} |' for name in columns if name in log]
     return '\n'.join(['| at the last step | nats an id |', '|---|---|', *rows])
 
+# %% ../nbs/05_pretrain.ipynb #f89b714f
+def card_header(
+    title: str,
+    data: dict,  # of the token store: name, synthetic, n, hash
+    results: list[EvalResult],
+) -> str:
+    "The header of a model card in YAML. Weights of a user's own data have no licence that is known here."
+    tags = ['chest-xray', 'radiology-report', 'chexmix']
+    if data['synthetic']: tags.append('synthetic-data')
+    header = ModelCardData(
+        license='apache-2.0' if data['synthetic'] else 'other', library_name='transformers',
+        pipeline_tag='image-to-text', tags=tags, datasets=[slug(data['name'])], model_name=title,
+        metrics=sorted({result.metric_type for result in results}), eval_results=results)
+    return f'---\n{header.to_yaml()}\n---\n'
+
+# %% ../nbs/05_pretrain.ipynb #638ffa64
+def slug(words: str) -> str:
+    "Words as a name that the hub takes."
+    return re.sub(r'[^\w.]+', '-', words).strip('-').lower()
+
+# %% ../nbs/05_pretrain.ipynb #d7e61709
+def loss_results(
+    log: pd.DataFrame,  # as `pretrain` writes it
+    data: dict,         # of the token store
+) -> list[EvalResult]:
+    "The validation losses at the last step, for a model card."
+    last = log.iloc[-1]
+    names = {name: last[f'valid_{name}'] for name in ('image', 'text') if f'valid_{name}' in log}
+    return [EvalResult('image-to-text', slug(data['name']), data['name'], 'loss', round(float(value), 4),
+                       metric_name=f'{name} loss, nats an id', dataset_split='valid',
+                       dataset_revision=data['hash']) for name, value in names.items()]
+
 # %% ../nbs/05_pretrain.ipynb #80a23281
 def model_card(
     stage_config: StageConfig,
@@ -653,10 +686,8 @@ def model_card(
     kind = 'a table of the user'
     if data['synthetic']: kind = 'synthetic studies (drawn, not of patients)'
     start = f'It starts from {stage_config.start or stage_config.text_model or "random weights"}.'
-    return f'''---
-library_name: transformers
-tags: [chest-xray, radiology-report, chexmix]
----
+    header = card_header(f'chexmix, stage {stage_config.stage}', data, loss_results(log, data))
+    return header + f'''
 # chexmix, stage {stage_config.stage}
 
 A causal language model over text and image codes, trained by `chexmix`, an open implementation of \
@@ -664,8 +695,13 @@ A causal language model over text and image codes, trained by `chexmix`, an open
 
 Trained on {kind}: {data['name']}, {data['n']} studies, hash {data['hash']}. {start}
 
-Load it with `load_model` of `chexmix.pretrain`, or, once `chexmix.model` is imported, \
-with transformers' `AutoModelForCausalLM`.
+Load it with `load_model` of `chexmix.pretrain`, or with `AutoModelForCausalLM` and `AutoProcessor` of \
+transformers: after `import chexmix` as any model, else with `trust_remote_code=True`.
+
+```python
+inputs = processor(images='chest.png', return_tensors='pt')
+print(processor.batch_decode(model.generate(**inputs)))
+```
 
 {settings_table(stage_config)}
 
@@ -846,7 +882,7 @@ def uses_bfloat16(
     if stage_config.precision: return stage_config.precision == 'bfloat16'
     return has_bfloat16(device)
 
-# %% ../nbs/05_pretrain.ipynb #ff16208a
+# %% ../nbs/05_pretrain.ipynb #0afd6d89
 @dataclass(frozen=True)
 class StageJob:
     "A stage of a run that is to be trained."
@@ -857,7 +893,7 @@ class StageJob:
     options: ComputeOptions
     process_group: ProcessGroup
 
-# %% ../nbs/05_pretrain.ipynb #049ae898
+# %% ../nbs/05_pretrain.ipynb #620aeb25
 def stage_job(
     folder: Path,    # of the run
     settings: Settings,
@@ -875,7 +911,7 @@ def stage_job(
     if not process_group.rank: ensure_settings(target, asdict(stage_config))
     return StageJob(folder, target, settings, stage_config, options, process_group)
 
-# %% ../nbs/05_pretrain.ipynb #d7cadf41
+# %% ../nbs/05_pretrain.ipynb #a6281655
 def masked_text(
     processor: Processor,
     ids: torch.Tensor,   # (T,) of one study
@@ -891,7 +927,7 @@ def masked_text(
         texts.append('█' * len(text_ids) if is_masked else processor.tokenizer.decode(text_ids))
     return ''.join(texts)
 
-# %% ../nbs/05_pretrain.ipynb #c522cac4
+# %% ../nbs/05_pretrain.ipynb #3850d6fc
 class StageLearner(StepLearner):
     "A fastai `Learner` of one stage; `stage_learner` sets what it knows of its run."
     def fit(self, *args, **kwargs):
@@ -909,7 +945,7 @@ class StageLearner(StepLearner):
         card = model_card(job.stage_config, self.data, log)
         save_stage(job.target, self.model, self.processor, job.process_group, card)
 
-# %% ../nbs/05_pretrain.ipynb #2605fbfd
+# %% ../nbs/05_pretrain.ipynb #3ad2699d
 def plot_study(
     axes,                # three
     processor: Processor,
@@ -927,7 +963,7 @@ def plot_study(
     axes[2].text(0, 1, text, fontsize=9, va='top', parse_math=False)
     axes[2].set_axis_off()
 
-# %% ../nbs/05_pretrain.ipynb #ec8dc51b
+# %% ../nbs/05_pretrain.ipynb #ed1364f9
 @patch
 def show_batch(
     self: StageLearner,
@@ -944,7 +980,7 @@ def show_batch(
     for row, study, study_mask in zip(axes, ids, mask): plot_study(row, self.processor, study, study_mask)
     return fig
 
-# %% ../nbs/05_pretrain.ipynb #017513dc
+# %% ../nbs/05_pretrain.ipynb #11a508db
 @patch
 def show_results(
     self: StageLearner,
@@ -957,7 +993,7 @@ def show_results(
     if not rows: raise UserError('the run has no validation studies to show')
     return plot_panel(self.lm, self.processor, rows, ratio=ratio)
 
-# %% ../nbs/05_pretrain.ipynb #dd138540
+# %% ../nbs/05_pretrain.ipynb #505f99d2
 def stage_learner(
     job: StageJob,
     callbacks=(),  # fastai callbacks, in addition
@@ -984,7 +1020,7 @@ def stage_learner(
     learn.dls.train.show_batch = learn.show_batch
     return learn
 
-# %% ../nbs/05_pretrain.ipynb #02ee5a21
+# %% ../nbs/05_pretrain.ipynb #98c25ade
 def get_learner(
     run: str | Path,  # a name in the runs folder, or a path
     stage: int = 1,   # 1 or 2

@@ -45,7 +45,12 @@ def python_files(
     package: Path,
 ) -> dict[str, bytes]:  # path below the package → content
     paths = [p for p in package.rglob('*.py') if p.parent.name != 'bundled']  # code saved with weights
-    return {str(p.relative_to(package)): p.read_bytes() for p in paths}
+    return {str(p.relative_to(package)): without_bundled(p.read_bytes()) for p in paths}
+
+
+def without_bundled(content: bytes) -> bytes:
+    "Without nbdev's index of the code that lies beside the packed weights."
+    return b''.join(x for x in content.splitlines(keepends=True) if b"'chexmix.bundled." not in x)
 
 
 def drifted() -> list[str]:

@@ -40,7 +40,7 @@ def test_loader_with_workers(manifest):
 def test_bad_input(manifest, tmp_path):
     with pytest.raises(UserError, match='does not exist'): ChestDataset(tmp_path/'none')
     with pytest.raises(UserError, match='no such policy'): ChestDataset(manifest, policy='squeeze')
-    with pytest.raises(UserError, match='choose one of test, train, valid'): ChestDataset(manifest, split='tset')
+    with pytest.raises(UserError, match='one of test, train, valid'): ChestDataset(manifest, split='tset')
     (tmp_path/'a.png').write_text('nothing')
     manifest.loc[0, 'path'] = str(tmp_path/'a.png')
     with pytest.raises(UserError, match='a.png'): ChestDataset(manifest)[0]
