@@ -644,7 +644,7 @@ def losses_table(
     rows = [f'| {name} | {last[name]:.3f} |' for name in columns if name in log]
     return '\n'.join(['| at the last step | nats an id |', '|---|---|', *rows])
 
-# %% ../nbs/05_pretrain.ipynb #f89b714f
+# %% ../nbs/05_pretrain.ipynb #4f8a81bd
 def card_header(
     title: str,
     data: dict,  # of the token store: name, synthetic, n, hash
@@ -659,12 +659,12 @@ def card_header(
         metrics=sorted({result.metric_type for result in results}), eval_results=results)
     return f'---\n{header.to_yaml()}\n---\n'
 
-# %% ../nbs/05_pretrain.ipynb #638ffa64
+# %% ../nbs/05_pretrain.ipynb #454d71ba
 def slug(words: str) -> str:
     "Words as a name that the hub takes."
     return re.sub(r'[^\w.]+', '-', words).strip('-').lower()
 
-# %% ../nbs/05_pretrain.ipynb #d7e61709
+# %% ../nbs/05_pretrain.ipynb #1bb79627
 def loss_results(
     log: pd.DataFrame,  # as `pretrain` writes it
     data: dict,         # of the token store
@@ -882,7 +882,7 @@ def uses_bfloat16(
     if stage_config.precision: return stage_config.precision == 'bfloat16'
     return has_bfloat16(device)
 
-# %% ../nbs/05_pretrain.ipynb #0afd6d89
+# %% ../nbs/05_pretrain.ipynb #96446956
 @dataclass(frozen=True)
 class StageJob:
     "A stage of a run that is to be trained."
@@ -893,7 +893,7 @@ class StageJob:
     options: ComputeOptions
     process_group: ProcessGroup
 
-# %% ../nbs/05_pretrain.ipynb #620aeb25
+# %% ../nbs/05_pretrain.ipynb #521aa62d
 def stage_job(
     folder: Path,    # of the run
     settings: Settings,
@@ -911,7 +911,7 @@ def stage_job(
     if not process_group.rank: ensure_settings(target, asdict(stage_config))
     return StageJob(folder, target, settings, stage_config, options, process_group)
 
-# %% ../nbs/05_pretrain.ipynb #a6281655
+# %% ../nbs/05_pretrain.ipynb #8383e1a1
 def masked_text(
     processor: Processor,
     ids: torch.Tensor,   # (T,) of one study
@@ -927,7 +927,7 @@ def masked_text(
         texts.append('█' * len(text_ids) if is_masked else processor.tokenizer.decode(text_ids))
     return ''.join(texts)
 
-# %% ../nbs/05_pretrain.ipynb #3850d6fc
+# %% ../nbs/05_pretrain.ipynb #f2b1cd77
 class StageLearner(StepLearner):
     "A fastai `Learner` of one stage; `stage_learner` sets what it knows of its run."
     def fit(self, *args, **kwargs):
@@ -936,16 +936,16 @@ class StageLearner(StepLearner):
         finally: self.batches.close()
 
     @property
-    def lm(self) -> ChexmixForCausalLM:
-        return getattr(self.model, 'module', self.model).lm  # inside DistributedDataParallel
+    def network(self) -> Pretraining:
+        return getattr(self.model, 'module', self.model)  # inside DistributedDataParallel
 
     def save_stage(self):
         "Write weights, processor and card into the folder of the stage; then delete the checkpoints."
         job, log = self.job, pd.DataFrame(self.log)
         card = model_card(job.stage_config, self.data, log)
-        save_stage(job.target, self.model, self.processor, job.process_group, card)
+        save_stage(job.target, self.network, self.processor, job.process_group, card)
 
-# %% ../nbs/05_pretrain.ipynb #3ad2699d
+# %% ../nbs/05_pretrain.ipynb #82719396
 def plot_study(
     axes,                # three
     processor: Processor,
@@ -963,7 +963,7 @@ def plot_study(
     axes[2].text(0, 1, text, fontsize=9, va='top', parse_math=False)
     axes[2].set_axis_off()
 
-# %% ../nbs/05_pretrain.ipynb #ed1364f9
+# %% ../nbs/05_pretrain.ipynb #ad6b0714
 @patch
 def show_batch(
     self: StageLearner,
@@ -980,7 +980,7 @@ def show_batch(
     for row, study, study_mask in zip(axes, ids, mask): plot_study(row, self.processor, study, study_mask)
     return fig
 
-# %% ../nbs/05_pretrain.ipynb #11a508db
+# %% ../nbs/05_pretrain.ipynb #99484e9c
 @patch
 def show_results(
     self: StageLearner,
@@ -991,9 +991,9 @@ def show_results(
     "Validation studies: images masked, filled in and true; reports written and true."
     rows = [self.valid[i] for i in range(min(max_n, len(self.valid)))]
     if not rows: raise UserError('the run has no validation studies to show')
-    return plot_panel(self.lm, self.processor, rows, ratio=ratio)
+    return plot_panel(self.network.lm, self.processor, rows, ratio=ratio)
 
-# %% ../nbs/05_pretrain.ipynb #505f99d2
+# %% ../nbs/05_pretrain.ipynb #e3243a3e
 def stage_learner(
     job: StageJob,
     callbacks=(),  # fastai callbacks, in addition
@@ -1020,7 +1020,7 @@ def stage_learner(
     learn.dls.train.show_batch = learn.show_batch
     return learn
 
-# %% ../nbs/05_pretrain.ipynb #98c25ade
+# %% ../nbs/05_pretrain.ipynb #ee3d1ec4
 def get_learner(
     run: str | Path,  # a name in the runs folder, or a path
     stage: int = 1,   # 1 or 2

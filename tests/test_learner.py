@@ -76,7 +76,7 @@ def test_a_stopped_learner_goes_on(run):
     assert learn.done == 5 and len(learn.dls.train) == 7
     learn.fit(1)
     weights = load_file(run/'stage1'/'model.safetensors')
-    for name, p in learn.lm.state_dict().items(): assert torch.equal(p, weights[name]), name
+    for name, p in learn.network.lm.state_dict().items(): assert torch.equal(p, weights[name]), name
 
 
 def test_bad_input(run):
