@@ -380,7 +380,7 @@ def open_images(
     past = past_key_values.get_seq_length() if past_key_values is not None else 0
     return bidirectional_mask(input_ids, self.config.layout, attention_mask, past)
 
-# %% ../nbs/04_model.ipynb #88bcbd22
+# %% ../nbs/04_model.ipynb #84c7b258
 def may_follow(
     input_ids: torch.Tensor,  # (B, T) what has been read
     layout: Layout,
@@ -395,7 +395,7 @@ def may_follow(
     after_image = input_ids[:, -1:] == layout.image_end
     return torch.where(after_image, vocabulary == layout.text_start, follows)
 
-# %% ../nbs/04_model.ipynb #7126804e
+# %% ../nbs/04_model.ipynb #295f5f99
 class StudyGrammar(LogitsProcessor):
     "Leaves a generating model no choice but the ids that may follow."
     def __init__(self, layout: Layout): self.layout = layout
@@ -427,7 +427,7 @@ def guided_logits(
         forbidden = conditional < conditional.amax(1, keepdim=True) - math.log(10)
     return apply_guidance(logits, guidance).masked_fill(forbidden, -torch.inf)
 
-# %% ../nbs/04_model.ipynb #58e80928
+# %% ../nbs/04_model.ipynb #0d97107e
 class ImageGuidance(LogitsProcessor):
     "Guides the reports of a generating model by their images; greedy, sampled or by beams."
     def __init__(
@@ -450,7 +450,7 @@ class ImageGuidance(LogitsProcessor):
         logits = torch.cat([scores, self.unconditional_logits(input_ids)])
         return guided_logits(logits, torch.isneginf(scores), self.guidance)
 
-# %% ../nbs/04_model.ipynb #7bb0b764
+# %% ../nbs/04_model.ipynb #9b098595
 def study_generation(config: ChexmixConfig) -> GenerationConfig:
     "Where generation ends: at what closes a report or an image, or with the context. Greedy."
     return GenerationConfig(
@@ -507,7 +507,7 @@ class ChexmixForCausalLM(PhiForCausalLM):
         if not isinstance(ends, list): model.generation_config = study_generation(model.config)  # before 0.2
         return model
 
-# %% ../nbs/04_model.ipynb #954069b3
+# %% ../nbs/04_model.ipynb #683abe80
 @patch
 def resize_token_embeddings(
     self: ChexmixForCausalLM,
@@ -522,7 +522,7 @@ def resize_token_embeddings(
     raise UserError(f'the vocabulary has {n_ids} ids, as its layout says, and cannot be resized: for '
                     'other words start a model from another layout (`chexmix tokenizer --set n_text=…`)')
 
-# %% ../nbs/04_model.ipynb #ae63440d
+# %% ../nbs/04_model.ipynb #130ee9b6
 def check_prompt(
     prompt: torch.Tensor,  # (B, T)
     config: ChexmixConfig,
@@ -540,7 +540,7 @@ def check_prompt(
     if config.bidirectional and (prompt[:, -1] == layout.image_start).any():
         raise UserError('this model fills an image in rounds: use generate_images of chexmix.generate')
 
-# %% ../nbs/04_model.ipynb #8a4d6c17
+# %% ../nbs/04_model.ipynb #579f3650
 @patch
 @torch.no_grad()
 def generate(
@@ -557,7 +557,10 @@ def generate(
     if inputs is None: raise UserError('generate needs input_ids: make them with the processor')
     check_prompt(inputs, self.config)
     layout, room = self.config.layout, self.config.max_position_embeddings - inputs.shape[1]
-    if options.get('max_new_tokens'): options['max_new_tokens'] = min(options['max_new_tokens'], room)
+    if options.get('max_new_tokens'):  # as a length of all, which transformers does not warn of
+        most = min(options.pop('max_new_tokens'), room)
+        options['max_length'] = inputs.shape[1] + most
+        options.setdefault('min_new_tokens', min(most, 5))
     if options.get('attention_mask') is None: options['attention_mask'] = (inputs != layout.pad).long()
     if guidance is None: guidance = self.config.guidance
     processors = [StudyGrammar(layout), *(logits_processor or [])]
@@ -566,12 +569,12 @@ def generate(
     processors = LogitsProcessorList(processors)
     return PhiForCausalLM.generate(self, inputs, logits_processor=processors, **options)
 
-# %% ../nbs/04_model.ipynb #ccde6718
+# %% ../nbs/04_model.ipynb #7659e2a9
 MODEL_FILE = 'modeling_chexmix'
 MODEL_CLASSES = dict(
     AutoConfig=f'{MODEL_FILE}.ChexmixConfig', AutoModelForCausalLM=f'{MODEL_FILE}.ChexmixForCausalLM')
 
-# %% ../nbs/04_model.ipynb #b095c00b
+# %% ../nbs/04_model.ipynb #13584826
 @patch
 def save_pretrained(
     self: ChexmixForCausalLM,

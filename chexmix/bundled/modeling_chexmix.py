@@ -340,7 +340,10 @@ class ChexmixForCausalLM(PhiForCausalLM):
         if inputs is None: raise UserError('generate needs input_ids: make them with the processor')
         check_prompt(inputs, self.config)
         layout, room = self.config.layout, self.config.max_position_embeddings - inputs.shape[1]
-        if options.get('max_new_tokens'): options['max_new_tokens'] = min(options['max_new_tokens'], room)
+        if options.get('max_new_tokens'):  # as a length of all, which transformers does not warn of
+            most = min(options.pop('max_new_tokens'), room)
+            options['max_length'] = inputs.shape[1] + most
+            options.setdefault('min_new_tokens', min(most, 5))
         if options.get('attention_mask') is None: options['attention_mask'] = (inputs != layout.pad).long()
         if guidance is None: guidance = self.config.guidance
         processors = [StudyGrammar(layout), *(logits_processor or [])]
