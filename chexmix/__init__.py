@@ -22,3 +22,8 @@ def sample(
     if path.exists(): return path
     from chexmix.core import UserError
     raise UserError(f'no sample with the ending {ending}: choose png or dcm')
+
+# %% ../nbs/inference/sample.ipynb #a7af8885
+from .registration import register
+
+register()  # transformers' Auto classes know the model from now on

@@ -10,13 +10,14 @@ __all__ = ['CHOICES', 'DEFAULT_MASKING', 'STABLE', 'StageConfig', 'check_values'
            'fresh_texts', 'fresh_codes', 'fresh_window', 'make_windows', 'FreshBatches', 'MaskInputs', 'AddTargets',
            'Pretraining', 'swap_images', 'ordered_ids', 'mean_losses', 'Validator', 'printable', 'plot_reports',
            'panel_images', 'panel_axes', 'plot_panel', 'Panel', 'environment', 'settings_table', 'losses_table',
-           'model_card', 'random_weights', 'set_dropout', 'start_weights', 'move_weights_last', 'save_stage',
-           'ComputeOptions', 'split_changes', 'stage_batches', 'stage_learning_rate', 'steps_seen',
-           'stage_fit_settings', 'stage_callbacks', 'uses_bfloat16', 'train_stage', 'pretrain', 'load_model',
+           'card_header', 'slug', 'loss_results', 'model_card', 'random_weights', 'set_dropout', 'start_weights',
+           'move_weights_last', 'save_stage', 'ComputeOptions', 'split_changes', 'stage_batches', 'stage_learning_rate',
+           'steps_seen', 'stage_fit_settings', 'stage_callbacks', 'uses_bfloat16', 'StageJob', 'stage_job',
+           'masked_text', 'StageLearner', 'plot_study', 'stage_learner', 'get_learner', 'pretrain', 'load_model',
            'command_line', 'main', 'launch_command', 'run_aloud', 'launch', 'plot_log']
 
 # %% ../nbs/05_pretrain.ipynb #c4a464f4
-import argparse, itertools, json, os, platform, shutil, subprocess, sys, textwrap
+import argparse, itertools, json, os, platform, re, shutil, subprocess, sys, textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -26,25 +27,27 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pyarrow.compute as pc
 import torch, torch.distributed as dist
 from datasets import Dataset
+from fastcore.basics import patch
+from huggingface_hub import EvalResult, ModelCardData
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, StateDictOptions
 from transformers.utils.logging import disable_progress_bar
 
 # %% ../nbs/05_pretrain.ipynb #05a0000f
 from .core import (
-    atomic, changed, default_device, ensure_settings, Layout, open_run, parse_changes, read_json, rng,
-    run_path, Settings, UserError, with_new_names, write_json)
+    atomic, changed, default_device, ensure_settings, is_code, Layout, open_run, parse_changes, read_json,
+    rng, run_path, Settings, UserError, with_new_names, write_json)
 from .generate import fill_image, generate_reports
 from .model import (
-    causal_loss, ChexmixForCausalLM, from_text_model, init_from_codebook, mask_tokens, new_model,
+    causal_loss, ChexmixForCausalLM, from_text_model, init_from_codebook, is_text, mask_tokens, new_model,
     put_text_first, sample_mask_ratios, select_targets, study_masks, target_weights)
 from .phantom import in_processes, make_phantom, study_row, STUDIES_PER_BLOCK
 from .plots import mask_to_pixels, save_figure
 from .processor import collate, Processor
 from .report_text import report_text
 from .token_store import open_store, split_rows
-from chexmix.training_loop import (
-    bucketed_indices, Callback, fit, FitSettings, has_bfloat16, init_distributed, KeepState, LearningRate,
-    ProcessGroup)
+from .training_loop import (
+    bucketed_indices, Callback, FitSettings, has_bfloat16, init_distributed, KeepState, LearningRate,
+    new_learner, ProcessGroup, StepLearner)
 
 # %% ../nbs/05_pretrain.ipynb #8a0ae778
 @dataclass(frozen=True)
@@ -425,11 +428,12 @@ class FreshBatches:
 
     def close(self):
         if self.windows: self.windows.close()
+        self.windows, self.current = None, -1
 
 # %% ../nbs/05_pretrain.ipynb #4b71d7f6
 class MaskInputs(Callback):
     "Mask codes and words of the batch."
-    order = 1
+    order, in_search = 1, True
     def __init__(self, stage_config: StageConfig, layout: Layout):
         self.stage_config, self.layout = stage_config, layout
 
@@ -443,7 +447,7 @@ class MaskInputs(Callback):
 # %% ../nbs/05_pretrain.ipynb #6814af99
 class AddTargets(Callback):
     "Add the targets to the batch, and the weight of all targets of the step."
-    order = 2
+    order, in_search = 2, True
     def __init__(self, stage_config: StageConfig, layout: Layout):
         self.stage_config, self.layout = stage_config, layout
 
@@ -640,6 +644,38 @@ def losses_table(
     rows = [f'| {name} | {last[name]:.3f} |' for name in columns if name in log]
     return '\n'.join(['| at the last step | nats an id |', '|---|---|', *rows])
 
+# %% ../nbs/05_pretrain.ipynb #4f8a81bd
+def card_header(
+    title: str,
+    data: dict,  # of the token store: name, synthetic, n, hash
+    results: list[EvalResult],
+) -> str:
+    "The header of a model card in YAML. Weights of a user's own data have no licence that is known here."
+    tags = ['chest-xray', 'radiology-report', 'chexmix']
+    if data['synthetic']: tags.append('synthetic-data')
+    header = ModelCardData(
+        license='apache-2.0' if data['synthetic'] else 'other', library_name='transformers',
+        pipeline_tag='image-to-text', tags=tags, datasets=[slug(data['name'])], model_name=title,
+        metrics=sorted({result.metric_type for result in results}), eval_results=results)
+    return f'---\n{header.to_yaml()}\n---\n'
+
+# %% ../nbs/05_pretrain.ipynb #454d71ba
+def slug(words: str) -> str:
+    "Words as a name that the hub takes."
+    return re.sub(r'[^\w.]+', '-', words).strip('-').lower()
+
+# %% ../nbs/05_pretrain.ipynb #1bb79627
+def loss_results(
+    log: pd.DataFrame,  # as `pretrain` writes it
+    data: dict,         # of the token store
+) -> list[EvalResult]:
+    "The validation losses at the last step, for a model card."
+    last = log.iloc[-1]
+    names = {name: last[f'valid_{name}'] for name in ('image', 'text') if f'valid_{name}' in log}
+    return [EvalResult('image-to-text', slug(data['name']), data['name'], 'loss', round(float(value), 4),
+                       metric_name=f'{name} loss, nats an id', dataset_split='valid',
+                       dataset_revision=data['hash']) for name, value in names.items()]
+
 # %% ../nbs/05_pretrain.ipynb #80a23281
 def model_card(
     stage_config: StageConfig,
@@ -650,10 +686,8 @@ def model_card(
     kind = 'a table of the user'
     if data['synthetic']: kind = 'synthetic studies (drawn, not of patients)'
     start = f'It starts from {stage_config.start or stage_config.text_model or "random weights"}.'
-    return f'''---
-library_name: transformers
-tags: [chest-xray, radiology-report, chexmix]
----
+    header = card_header(f'chexmix, stage {stage_config.stage}', data, loss_results(log, data))
+    return header + f'''
 # chexmix, stage {stage_config.stage}
 
 A causal language model over text and image codes, trained by `chexmix`, an open implementation of \
@@ -661,8 +695,13 @@ A causal language model over text and image codes, trained by `chexmix`, an open
 
 Trained on {kind}: {data['name']}, {data['n']} studies, hash {data['hash']}. {start}
 
-Load it with `load_model` of `chexmix.pretrain`, or, once `chexmix.model` is imported, \
-with transformers' `AutoModelForCausalLM`.
+Load it with `load_model` of `chexmix.pretrain`, or with `AutoModelForCausalLM` and `AutoProcessor` of \
+transformers: after `import chexmix` as any model, else with `trust_remote_code=True`.
+
+```python
+inputs = processor(images='chest.png', return_tensors='pt')
+print(processor.batch_decode(model.generate(**inputs)))
+```
 
 {settings_table(stage_config)}
 
@@ -843,48 +882,26 @@ def uses_bfloat16(
     if stage_config.precision: return stage_config.precision == 'bfloat16'
     return has_bfloat16(device)
 
-# %% ../nbs/05_pretrain.ipynb #8286fcff
-def train_stage(
-    folder: Path,  # of the run
-    target: Path,  # of the result
-    settings: Settings,
-    stage_config: StageConfig,
-    options: ComputeOptions,
-    process_group: ProcessGroup,
-):
-    "Train a stage, from its start or from its last checkpoint, and save it."
-    processor, store = Processor.from_pretrained(folder/'processor'), open_store(folder/'store')
-    data, logs = read_json(folder/'store'/'info.json'), folder/'logs'/target.name
-    train, valid = split_rows(store, 'train'), split_rows(store, 'valid')
-    batches = stage_batches(folder, settings, stage_config, processor.layout, train, process_group)
-    lm = start_weights(folder, settings, stage_config, processor)
-    if options.recompute: lm.gradient_checkpointing_enable()
-    model = Pretraining(lm, stage_config.image_weight, stage_config.text_weight)
-    bf16 = uses_bfloat16(stage_config, process_group.device)
-    if not process_group.rank:
-        write_json(logs/'environment.json', environment(process_group, bf16) | dict(data=data))
-    fork = folder/stage_config.start/STABLE if stage_config.fork and stage_config.start else None
-    fit_settings = stage_fit_settings(
-        stage_config, options, target.name, bf16, data['hash'], logs.with_suffix('.csv'), fork)
-    validate = Validator(valid, processor.layout, stage_config) if len(valid) else None
-    callbacks = stage_callbacks(stage_config, options, processor, valid, target)
-    try:
-        log = fit(model, batches, lambda output, _: output, target/'training', fit_settings,
-                  validate, callbacks, process_group)
-    finally: batches.close()
-    save_stage(target, model, processor, process_group, model_card(stage_config, data, log))
+# %% ../nbs/05_pretrain.ipynb #96446956
+@dataclass(frozen=True)
+class StageJob:
+    "A stage of a run that is to be trained."
+    folder: Path   # of the run
+    target: Path   # of the result
+    settings: Settings
+    stage_config: StageConfig
+    options: ComputeOptions
+    process_group: ProcessGroup
 
-# %% ../nbs/05_pretrain.ipynb #7da11370
-def pretrain(
+# %% ../nbs/05_pretrain.ipynb #521aa62d
+def stage_job(
     folder: Path,    # of the run
     settings: Settings,
-    stage: int = 1,  # 1 or 2
-    name: str = '',  # folder of the result; empty = stage1 or stage2
-    **changes,       # fields of `StageConfig` and of `ComputeOptions`
-) -> Path:           # the folder of the result
-    """Train one stage, go on where a killed call stopped, or find it finished.
-
-    Raises `UserError` where the folder was made with other settings."""
+    stage: int,      # 1 or 2
+    name: str,       # folder of the result; empty = stage1 or stage2
+    changes: dict,   # fields of `StageConfig` and of `ComputeOptions`
+) -> StageJob:
+    "What is to be trained. Raises `UserError` where the folder was made with other settings."
     options, overrides = split_changes(changes)
     stage_config = get_stage_config(settings, stage, **overrides)
     folder, process_group = Path(folder), init_distributed()
@@ -892,9 +909,152 @@ def pretrain(
         stage_config = replace(stage_config, first_step=steps_seen(folder, stage_config))
     target = folder/(name or f'stage{stage}')
     if not process_group.rank: ensure_settings(target, asdict(stage_config))
-    if not (target/'model.safetensors').exists():
-        train_stage(folder, target, settings, stage_config, options, process_group)
-    return target
+    return StageJob(folder, target, settings, stage_config, options, process_group)
+
+# %% ../nbs/05_pretrain.ipynb #8383e1a1
+def masked_text(
+    processor: Processor,
+    ids: torch.Tensor,   # (T,) of one study
+    mask: torch.Tensor,  # (T,) bool, True = masked
+) -> str:
+    "The report as the model reads it, with a block for each masked id."
+    layout = processor.layout
+    words = is_text(ids, layout)
+    parts = itertools.groupby(zip(ids[words].tolist(), mask[words].tolist()), key=lambda pair: pair[1])
+    texts = []
+    for is_masked, pairs in parts:
+        text_ids = [i for i, _ in pairs]
+        texts.append('█' * len(text_ids) if is_masked else processor.tokenizer.decode(text_ids))
+    return ''.join(texts)
+
+# %% ../nbs/05_pretrain.ipynb #f2b1cd77
+class StageLearner(StepLearner):
+    "A fastai `Learner` of one stage; `stage_learner` sets what it knows of its run."
+    def fit(self, *args, **kwargs):
+        "All steps that are left, see `StepLearner.fit`."
+        try: StepLearner.fit(self, *args, **kwargs)
+        finally: self.batches.close()
+
+    @property
+    def network(self) -> Pretraining:
+        return getattr(self.model, 'module', self.model)  # inside DistributedDataParallel
+
+    def save_stage(self):
+        "Write weights, processor and card into the folder of the stage; then delete the checkpoints."
+        job, log = self.job, pd.DataFrame(self.log)
+        card = model_card(job.stage_config, self.data, log)
+        save_stage(job.target, self.network, self.processor, job.process_group, card)
+
+# %% ../nbs/05_pretrain.ipynb #82719396
+def plot_study(
+    axes,                # three
+    processor: Processor,
+    ids: torch.Tensor,   # (T,) of one study
+    mask: torch.Tensor,  # (T,) bool, True = masked
+):
+    "The image of a study, what is left of it, and the report with masked words as blocks."
+    image = processor.decode_study(ids)['image']
+    cells = mask[is_code(ids, processor.layout)][None]  # (1, n)
+    pixels = mask_to_pixels(cells, processor.image_size)[0]
+    for ax, shown in zip(axes, (image, image.masked_fill(pixels, .5))):
+        ax.imshow(shown, cmap='gray', vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[])
+    text = textwrap.fill(printable(masked_text(processor, ids, mask), 420), 64)
+    axes[2].text(0, 1, text, fontsize=9, va='top', parse_math=False)
+    axes[2].set_axis_off()
+
+# %% ../nbs/05_pretrain.ipynb #ad6b0714
+@patch
+def show_batch(
+    self: StageLearner,
+    max_n: int = 3,  # studies
+):
+    "The next batch as the model reads it: image, what is masked of it, report with masked words as blocks."
+    config, layout = self.job.stage_config, self.processor.layout
+    ids, _, batch_index, _ = self.dls.train.one_batch()
+    _, mask = mask_batch(ids, config, layout, self.done, batch_index.tolist())
+    n = min(max_n, len(ids))
+    fig, axes = plt.subplots(n, 3, figsize=(7.6, 1.9 * n), dpi=80, squeeze=False, layout='constrained',
+                             width_ratios=(1, 1, 2.2))
+    for ax, title in zip(axes[0], ('image', 'as it is read', 'report')): ax.set_title(title, fontsize=9)
+    for row, study, study_mask in zip(axes, ids, mask): plot_study(row, self.processor, study, study_mask)
+    return fig
+
+# %% ../nbs/05_pretrain.ipynb #99484e9c
+@patch
+def show_results(
+    self: StageLearner,
+    max_n: int = 3,  # studies
+    ratio: float = .5,  # share of the codes masked
+    **kwargs,        # as fastai takes them
+):
+    "Validation studies: images masked, filled in and true; reports written and true."
+    rows = [self.valid[i] for i in range(min(max_n, len(self.valid)))]
+    if not rows: raise UserError('the run has no validation studies to show')
+    return plot_panel(self.network.lm, self.processor, rows, ratio=ratio)
+
+# %% ../nbs/05_pretrain.ipynb #e3243a3e
+def stage_learner(
+    job: StageJob,
+    callbacks=(),  # fastai callbacks, in addition
+) -> StageLearner:
+    "The learner of a stage, at its start or at its last checkpoint."
+    folder, target, config, group = job.folder, job.target, job.stage_config, job.process_group
+    processor, store = Processor.from_pretrained(folder/'processor'), open_store(folder/'store')
+    data, logs = read_json(folder/'store'/'info.json'), folder/'logs'/target.name
+    train, valid = split_rows(store, 'train'), split_rows(store, 'valid')
+    batches = stage_batches(folder, job.settings, config, processor.layout, train, group)
+    lm = start_weights(folder, job.settings, config, processor)
+    if job.options.recompute: lm.gradient_checkpointing_enable()
+    bf16 = uses_bfloat16(config, group.device)
+    if not group.rank: write_json(logs/'environment.json', environment(group, bf16) | dict(data=data))
+    fork = folder/config.start/STABLE if config.fork and config.start else None
+    fit_settings = stage_fit_settings(
+        config, job.options, target.name, bf16, data['hash'], logs.with_suffix('.csv'), fork)
+    learn = new_learner(
+        Pretraining(lm, config.image_weight, config.text_weight), batches, lambda output, _: output,
+        target/'training', replace(fit_settings, learner=StageLearner),
+        Validator(valid, processor.layout, config) if len(valid) else None,
+        [*stage_callbacks(config, job.options, processor, valid, target), *callbacks], group)
+    learn.job, learn.processor, learn.batches, learn.data, learn.valid = job, processor, batches, data, valid
+    learn.dls.train.show_batch = learn.show_batch
+    return learn
+
+# %% ../nbs/05_pretrain.ipynb #ee3d1ec4
+def get_learner(
+    run: str | Path,  # a name in the runs folder, or a path
+    stage: int = 1,   # 1 or 2
+    name: str = '',   # folder of the result; empty = stage1 or stage2
+    callbacks=(),     # fastai callbacks, in addition
+    **changes,        # fields of `StageConfig` and of `ComputeOptions`
+) -> StageLearner:
+    """The fastai `Learner` that `pretrain` trains: `fit(1)`, then `save_stage()`.
+
+    Raises `UserError` where the folder was made with other settings, or the stage is finished."""
+    folder, settings = open_run(run)
+    job = stage_job(folder, settings, stage, name, changes)
+    if (job.target/'model.safetensors').exists():
+        raise UserError(f'{job.target.name} of {folder.name} is trained already: give name=… for another one')
+    return stage_learner(job, callbacks)
+
+# %% ../nbs/05_pretrain.ipynb #7da11370
+def pretrain(
+    folder: Path,    # of the run
+    settings: Settings,
+    stage: int = 1,  # 1 or 2
+    name: str = '',  # folder of the result; empty = stage1 or stage2
+    callbacks=(),    # fastai callbacks in addition, for example [TensorBoardCallback()]
+    **changes,       # fields of `StageConfig` and of `ComputeOptions`
+) -> Path:           # the folder of the result
+    """Train one stage, go on where a killed call stopped, or find it finished.
+
+    Raises `UserError` where the folder was made with other settings."""
+    job = stage_job(folder, settings, stage, name, changes)
+    if not (job.target/'model.safetensors').exists():
+        learn = stage_learner(job, callbacks)
+        learn.fit(1)
+        learn.save_stage()
+    return job.target
 
 # %% ../nbs/05_pretrain.ipynb #8f658f6b
 def load_model(

@@ -514,7 +514,7 @@ def plain_reports(
     options = dict(
         do_sample=False, max_new_tokens=new, min_new_tokens=new, pad_token_id=model.config.layout.pad,
         attention_mask=torch.ones_like(ids))
-    with evaluating(model): return model.generate(ids, **options)
+    with evaluating(model): return PhiForCausalLM.generate(model, ids, **options)
 
 # %% ../nbs/12_released.ipynb #1eef5540
 def batch_speed(

@@ -9,17 +9,19 @@ __all__ = ['FULL_STATE', 'pass_order', 'batch_indices', 'bucketed_indices', 'Ste
            'validation_row', 'LogWriter', 'Log', 'bfloat16_speedup', 'has_bfloat16', 'attention_in_float32',
            'mix_precision', 'part_of', 'StepLearner', 'set_gradient_sync', 'Distribute', 'parameter_groups',
            'MuonAdamW', 'check_identity', 'load_state', 'load_fork', 'resume', 'FitSettings', 'training_callbacks',
-           'fit']
+           'searching', 'new_learner', 'fit']
 
 # %% ../nbs/foundations/training_loop.ipynb #85c6d072
 import warnings
 # fastai's own decorator warns at import.
 warnings.filterwarnings('ignore', '.*torch.jit.script. is deprecated', FutureWarning)
+# Its recorder has a log of its own beside ours.
+warnings.filterwarnings('ignore', r'You are shadowing an attribute \(log\)')
 
 # %% ../nbs/foundations/training_loop.ipynb #afb30faa
 import math, os, re, time, zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,11 +29,13 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.distributed as dist
 from fastai.callback.core import CancelBackwardException, CancelStepException, Callback, TrainEvalCallback
+from fastai.callback import schedule  # adds `lr_find` to `Learner`
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
+from fastai.learner import Learner, Recorder
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import to_float
+from fastcore.basics import noop, patch
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict)
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -91,6 +95,10 @@ class StepLoader:
         self.stop = stop
 
     def __len__(self): return self.stop - self.start
+
+    def one_batch(self):
+        "The batch of the next step."
+        return self.batch_at(self.start)
 
     def __iter__(self):
         with ThreadPoolExecutor(1) as reader:
@@ -159,7 +167,7 @@ class LearningRate:
 # %% ../nbs/foundations/training_loop.ipynb #4f8c149b
 class StepState(Callback):
     "Before each step, set the learning rate and the seed of dropout, from step and rank alone."
-    order = -5
+    order, in_search = -5, True
     def __init__(self, learning_rate: LearningRate, seed: int, rank: int = 0):
         self.learning_rate = learning_rate
         self.seed = seed
@@ -453,7 +461,7 @@ def part_of(
 # %% ../nbs/foundations/training_loop.ipynb #dc45fc66
 class StepLearner(Learner):
     "A Learner whose batch is one optimizer step, computed in `n_parts`."
-    n_parts, precision = 1, nullcontext()
+    n_parts, precision, searching = 1, nullcontext(), False
 
     def _do_one_batch(self):
         batch, losses = self.xb, []
@@ -637,6 +645,7 @@ class FitSettings:
     bf16: bool | None = None         # mixed precision; None = where the device has units for it
     identity: dict | None = None     # what the run is, as JSON can hold it; kept in checkpoints
     log_path: Path | None = None     # a CSV file that is renewed with each row
+    learner: type = StepLearner      # what `new_learner` makes
 
 # %% ../nbs/foundations/training_loop.ipynb #5e771467
 def training_callbacks(
@@ -650,11 +659,92 @@ def training_callbacks(
     n_steps = settings.n_steps
     learning_rate = LearningRate(n_steps, settings.lr, settings.warmup, settings.decay)
     return [
-        Distribute(group, bf16), TrainEvalCallback(),
+        Distribute(group, bf16), TrainEvalCallback(), Recorder(),
         StepState(learning_rate, settings.seed, group.rank),
         StopNonFinite(folder), GradientClip(settings.clip),
         Log(settings.log_every, n_steps, settings.title, validate, settings.log_path),
         Checkpoint(folder, settings.checkpoint_seconds)]
+
+# %% ../nbs/foundations/training_loop.ipynb #b7432a2b
+@patch
+def fit(
+    self: StepLearner,
+    n_epoch: int = 1,  # the steps that are left are one epoch
+    lr=None,           # the rate follows the schedule
+    **kwargs,          # to fastai's `fit`, for example cbs=…
+):
+    """Take all steps that are left.
+
+    Raises `UserError` for several epochs, another rate, or a loss that is not finite."""
+    if not self.searching:
+        if n_epoch != 1:
+            raise UserError(f'the steps that are left are one epoch: call fit(1), not fit({n_epoch})')
+        if lr is not None:
+            raise UserError('the learning rate follows its schedule: name its peak where the learner is '
+                            'made, for example get_learner(run, lr=1e-3)')
+        self.dls.train.start = self.done
+    try: Learner.fit(self, n_epoch, **kwargs)
+    except UserError as e:
+        raise UserError(str(e).split('\n\t')[-1]) from None  # fastai names the callback first
+
+# %% ../nbs/foundations/training_loop.ipynb #c9d0a534
+@contextmanager
+def searching(learn: Learner):
+    "Within it, nothing is written or counted; only what makes up a step takes part."
+    counts = learn.done, learn.log, learn.sums, learn.parts
+    learn.done, learn.log, learn.sums, learn.searching = 0, [], {}, True
+    step = TrainEvalCallback, GradientClip, Recorder
+    others = [cb for cb in learn.cbs if not isinstance(cb, step) and not getattr(cb, 'in_search', False)]
+    try:
+        with learn.removed_cbs(others): yield
+    finally:
+        learn.done, learn.log, learn.sums, learn.parts = counts
+        learn.searching = False
+
+# %% ../nbs/foundations/training_loop.ipynb #8fe502ff
+@patch
+def lr_find(
+    self: StepLearner,
+    start_lr: float = 1e-6,
+    end_lr: float = 1.,
+    num_it: int = 60,  # steps
+    **kwargs,          # to fastai's `lr_find`
+):
+    "fastai's search for a learning rate, on the first batches. Afterwards everything is as before."
+    with searching(self): return Learner.lr_find(self, start_lr, end_lr, num_it, **kwargs)
+
+# %% ../nbs/foundations/training_loop.ipynb #9b869058
+def new_learner(
+    model: torch.nn.Module,
+    batch_at,             # step → tuple of inputs and, last, the target; of this process's share
+    loss_func,            # (prediction, target) → (loss, dict of its parts)
+    folder: str | Path,   # for the checkpoints, and the batch of a failed step
+    settings: FitSettings,
+    validate=None,        # model → dict of numbers
+    callbacks=(),
+    process_group: ProcessGroup | None = None,  # None = alone
+) -> StepLearner:
+    "A fastai `Learner` at the step where an earlier one in `folder` was stopped, or at the first."
+    folder = Path(folder)
+    group = process_group or ProcessGroup(0, 1, default_device())
+    bf16 = has_bfloat16(group.device) if settings.bf16 is None else settings.bf16
+
+    def loss_and_parts(prediction, target):
+        loss, learn.parts = loss_func(prediction, target)
+        return loss
+
+    def optimizer(groups, lr):
+        return OptimWrapper(opt=MuonAdamW(groups, lr, settings.weight_decay, settings.muon))
+
+    all_callbacks = [*training_callbacks(folder, settings, group, bf16, validate), *callbacks]
+    learn = settings.learner(
+        DataLoaders([], []), model, loss_and_parts, optimizer, splitter=parameter_groups, lr=settings.lr,
+        default_cbs=False, cbs=all_callbacks, path=folder, model_dir='.')
+    learn.n_parts, learn.logger = settings.n_parts, noop  # the log is written by `Log`
+    if bf16: learn.precision = mix_precision(model, group.device)
+    resume(learn, folder, settings.identity or {}, settings.fork)
+    learn.dls = DataLoaders(StepLoader(batch_at, learn.done, settings.n_steps), [])
+    return learn
 
 # %% ../nbs/foundations/training_loop.ipynb #629fde2f
 def fit(
@@ -671,25 +761,6 @@ def fit(
 
     Raises `UserError` on a non-finite loss.
     """
-    folder = Path(folder)
-    group = process_group or ProcessGroup(0, 1, default_device())
-    bf16 = has_bfloat16(group.device) if settings.bf16 is None else settings.bf16
-
-    def loss_and_parts(prediction, target):
-        loss, learn.parts = loss_func(prediction, target)
-        return loss
-
-    def optimizer(groups, lr):
-        return OptimWrapper(opt=MuonAdamW(groups, lr, settings.weight_decay, settings.muon))
-
-    all_callbacks = [*training_callbacks(folder, settings, group, bf16, validate), *callbacks]
-    learn = StepLearner(DataLoaders([], []), model, loss_and_parts, optimizer, splitter=parameter_groups,
-                        default_cbs=False, cbs=all_callbacks)
-    learn.n_parts = settings.n_parts
-    if bf16: learn.precision = mix_precision(model, group.device)
-    resume(learn, folder, settings.identity or {}, settings.fork)
-    learn.dls = DataLoaders(StepLoader(batch_at, learn.done, settings.n_steps), [])
-    try: learn.fit(1)
-    except UserError as e:
-        raise UserError(str(e).split('\n\t')[-1]) from None  # fastai names the callback first
+    learn = new_learner(model, batch_at, loss_func, folder, settings, validate, callbacks, process_group)
+    learn.fit()
     return pd.DataFrame(learn.log)

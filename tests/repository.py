@@ -44,7 +44,13 @@ def call(
 def python_files(
     package: Path,
 ) -> dict[str, bytes]:  # path below the package → content
-    return {str(p.relative_to(package)): p.read_bytes() for p in package.rglob('*.py')}
+    paths = [p for p in package.rglob('*.py') if p.parent.name != 'bundled']  # code saved with weights
+    return {str(p.relative_to(package)): without_bundled(p.read_bytes()) for p in paths}
+
+
+def without_bundled(content: bytes) -> bytes:
+    "Without nbdev's index of the code that lies beside the packed weights."
+    return b''.join(x for x in content.splitlines(keepends=True) if b"'chexmix.bundled." not in x)
 
 
 def drifted() -> list[str]:
@@ -53,6 +59,7 @@ def drifted() -> list[str]:
         call('nbdev_export', copy)
         exported = python_files(copy/'chexmix')
     found = python_files(root/'chexmix')
+    for files in (exported, found): files.pop('__init__.py', None)  # the version, and what an import does
     return sorted(name for name in exported.keys() | found.keys() if exported.get(name) != found.get(name))
 
 
@@ -84,7 +91,7 @@ def upward_imports() -> list[str]:
 
 def code() -> dict[str, dict[str, str]]:
     "Kind (modules, cells, tests) → file → its Python code."
-    modules = [p for p in sorted((root/'chexmix').rglob('*.py')) if p.name != '_modidx.py']
+    modules = [root/'chexmix'/name for name in sorted(python_files(root/'chexmix')) if name != '_modidx.py']
     others = [*sorted((root/'tests').rglob('*.py')), *sorted((root/'docs').glob('*.py')), root/'setup.py']
     cells = {}
     for path in in_order(root/'nbs'):
