@@ -11,7 +11,7 @@ from pathlib import Path
 
 import chexmix
 
-from .core import atomic, open_run, PRESETS, read_json, Settings, UserError, write_json
+from .core import atomic, open_run, PRESETS, read_json, seal, Settings, UserError, write_json
 from .pretrain import load_model
 from .records import content_hash, load_records
 from .results import summary
@@ -115,6 +115,7 @@ def copy_weights(
     for name in ('config.json', 'model.safetensors', 'processor_config.json', 'settings.json'):
         shutil.copyfile(folder/name, target/name)
     for name in ('image_tokenizer', 'text_tokenizer'): shutil.copytree(folder/name, target/name)
+    seal(target)
 
 # %% ../nbs/inference/bundled_weights.ipynb #54e65b49
 def pack_facts(

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from .batch_inference import embed_job, Job, read_texts, report_job, retrieve_job
 from .bundled_weights import BUNDLED
 from .classify import load_probe, load_questions, Probe, Questions
-from .core import run_path, UserError
+from .core import memory_errors, run_path, UserError
 from .embeddings import embed
 from .inpaint import fill_codes
 from .model import ChexmixForCausalLM, fingerprint, study_masks
@@ -310,7 +310,7 @@ class Pipeline:
         if not items: return []
         pixels = self.opened.processor.read(items)
         answer = self.fill if self.task == 'inpaint' else self.ask
-        answers = answer(pixels, image_names(items))
+        with memory_errors('give fewer images at once'): answers = answer(pixels, image_names(items))
         return answers if several else answers[0]
 
 # %% ../nbs/inference/pipeline.ipynb #6bf5951d

@@ -14,8 +14,9 @@ import torch
 from fastcore.basics import patch
 from transformers import BatchFeature, PreTrainedTokenizerFast
 
-from .core import (
-    codes_to_ids, default_device, ids_to_codes, is_code, Layout, read_json, UserError, write_json)
+from chexmix.core import (
+    check_seal, codes_to_ids, default_device, ids_to_codes, is_code, Layout, read_json, seal, UserError,
+    write_json)
 from .radiograph import read_images
 from .vqgan import VQConfig, VQModel
 
@@ -123,6 +124,7 @@ def save_pretrained(
     folder = Path(folder)
     self.image_tokenizer.save_pretrained(folder/'image_tokenizer')
     self.text_tokenizer.save_pretrained(folder/'text_tokenizer')
+    seal(folder/'text_tokenizer')
     write_json(folder/'processor_config.json', asdict(self.layout))
 
 # %% ../nbs/tokenizer/processor.ipynb #47491bce
@@ -139,6 +141,7 @@ def from_pretrained(
     try: layout = Layout(**read_json(path))
     except TypeError as e:
         raise UserError(f'{path} does not describe the ids of a processor ({e}): save it anew') from e
+    check_seal(folder/'text_tokenizer')
     text_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder/'text_tokenizer')
     image_tokenizer = VQModel.from_pretrained(folder/'image_tokenizer').to(default_device())
     return cls(image_tokenizer, text_tokenizer, layout)

@@ -235,6 +235,7 @@ def picture_header(
 # %% ../nbs/data/radiograph.ipynb #c7ba9451
 PICTURES = ('PNG', 'JPEG', 'TIFF')
 logging.getLogger('PIL').setLevel(logging.INFO)  # its debug messages quote a file's notes on the patient
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its warnings quote values
 
 # %% ../nbs/data/radiograph.ipynb #54df62a8
 def decode_picture(
