@@ -8,6 +8,7 @@
 #   make results    keep the records and pictures of the last demo in results/
 #   make clean      remove what can be made again (not .venv, not runs)
 # Another interpreter: make test PYTHON=/path/to/python3.12
+# Only files whose hashes are known, as in CI: make test HASHES=.ci/requirements.txt
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,6 +16,7 @@ SHELL := /bin/bash
 .PHONY: help demo test faults docs notebooks readme results clean
 
 usable = $(1) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1
+install := .venv/bin/python -m pip install --disable-pip-version-check --no-input
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do if $(call usable,$$p); then echo $$p; break; fi; done)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # No tokenizer, weights or data set is ever fetched: say so to the libraries that could.
@@ -27,7 +29,8 @@ help:
 .venv/.done: constraints.txt settings.ini setup.py
 	@[ -n "$(PYTHON)" ] || { echo 'no usable Python: install Python 3.11 or 3.12 with its venv module, or name one: make PYTHON=/path/to/python3.12' >&2; exit 2; }
 	@[ -x .venv/bin/python ] || { echo "setting up .venv with $$($(PYTHON) --version) (once: some minutes, 7 GB)"; $(PYTHON) -m venv .venv; }
-	@.venv/bin/python -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]' >.venv/install.log 2>&1 \
+	@if [ -n "$(HASHES)" ]; then $(install) --require-hashes --no-deps -r $(HASHES) && $(install) --no-deps --no-build-isolation -e .; \
+	 else $(install) -c constraints.txt -e '.[dev]'; fi >.venv/install.log 2>&1 \
 	  || { grep -v '^WARNING' .venv/install.log | tail -20 >&2; echo 'set-up failed, see .venv/install.log' >&2; exit 1; }
 	@touch $@
 

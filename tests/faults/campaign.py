@@ -9,7 +9,7 @@ from scipy.stats import beta
 from chexmix.core import read_json, write_json
 from chexmix.records import Record
 
-KINDS = 'mutated', 'damaged', 'hostile', 'identifiers', 'limits', 'together', 'full_disk', 'killed'
+KINDS = 'mutated', 'damaged', 'hostile', 'identifiers', 'limits', 'together', 'full_disk', 'killed', 'demo'
 
 
 def run(kind: str, share: float, seed: int, trained: Path):

@@ -3,7 +3,7 @@
 Half of the kills come when a file is opened for writing, renamed or removed, counted over a whole run;
 the others after a random time.
 """
-import json, os, random, shutil, signal, subprocess, sys, time
+import json, os, random, shutil, signal, sys, time
 from functools import partial
 from pathlib import Path
 
@@ -185,54 +185,6 @@ def kill_again_and_again(kind: str, run: Path, place: Path, kills: int, seed: in
     return trials
 
 
-# the demo: all notebooks, in processes of its own
-
-def demo_command(folder: Path) -> list[str]:
-    notebooks = Path(__file__).parents[2]/'nbs'
-    program = 'import sys; from chexmix.cli import main; sys.exit(main())'
-    return [sys.executable, '-c', program, 'demo', '--preset', 'tiny', '--run', str(folder), '--notebooks', str(notebooks)]
-
-
-def demo_values(folder: Path) -> str:
-    "Every record of the demo, and the weights of both stages."
-    values = {path.name: read_json(path)['records'] for path in sorted((folder/'results').glob('*.json'))
-              if 'records' in read_json(path)}
-    return json.dumps([values, content_hash(folder/'stage1'/'model.safetensors', folder/'stage2'/'model.safetensors')])
-
-
-def run_demo(folder: Path, log: Path, seconds: float | None = None, whole_group: bool = True) -> int | None:
-    "The demo; killed after `seconds`, with its notebooks' processes or alone. None where it was killed."
-    with open(log, 'ab') as out:
-        process = subprocess.Popen(demo_command(folder), stdout=out, stderr=out, start_new_session=True)
-        try: return process.wait(seconds)
-        except subprocess.TimeoutExpired: pass
-    if whole_group: os.killpg(process.pid, signal.SIGKILL)
-    else: process.kill()
-    process.wait()
-
-
-def kill_demo(place: Path, kills: int, seed: int) -> Trials:
-    "One demo, killed again and again on its way, against an undisturbed one."
-    trials, choice, log = Trials('SIGKILL: demo'), random.Random(f'demo {seed}'), place/'log'
-    place.mkdir(parents=True)
-    begin = time.monotonic()
-    code = run_demo(place/'undisturbed', log)
-    if code: raise RuntimeError(last_line(log))
-    share = (time.monotonic() - begin) / len(range(kills))
-    for k in range(kills):
-        code = run_demo(place/'killed', log, share * choice.uniform(.5, 1.5), whole_group=k % 2 == 0)
-        if code is not None: break
-    hits = k + (code is None)
-    code = run_demo(place/'killed', log)
-    fault = f'exit code {code}: {last_line(log)}' if code else None
-    if not fault and demo_values(place/'killed') != demo_values(place/'undisturbed'):
-        fault = 'another result than undisturbed'
-    for _ in range(hits): trials.add(fault)
-    return trials
-
-
 def run(folder: Path, share: float, seed: int, trained: Path):
-    "All kinds of work; the demo with the whole campaign alone."
     for k, kind in enumerate(WORK):
         yield kill_again_and_again(kind, trained, folder/str(k), number(KILLS, share), seed)
-    if share == 1: yield kill_demo(folder/'demo', KILLS, seed)
