@@ -539,8 +539,8 @@ def check_length(
 # %% ../nbs/data/radiograph.ipynb #b06aca2f
 # What describes the pixels, and nothing of the patient.
 PIXEL_TAGS = (
-    'Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel', 'PhotometricInterpretation', 'PlanarConfiguration',
-    'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation', 'ExtendedOffsetTable',
+    'Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel', 'PhotometricInterpretation',
+    'PlanarConfiguration', 'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation', 'ExtendedOffsetTable',
     'ExtendedOffsetTableLengths', 'PixelData')
 
 def pixels_alone(data: pydicom.Dataset) -> pydicom.Dataset:

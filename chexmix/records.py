@@ -181,7 +181,8 @@ def read_study_values(
             for row in json.loads(str(file['index'])):
                 keys = row.pop('arrays')
                 arrays = {label: file[key] for label, key in keys.items()}
-                if any(array_key(x) != keys[label] for label, x in arrays.items()): raise ValueError('damaged')
+                damaged = [label for label, x in arrays.items() if array_key(x) != keys[label]]
+                if damaged: raise ValueError(f'{damaged[0]} is damaged')
                 ids = [arrays.pop(name).tolist() for name in ('study_ids', 'patients')]
                 found.append(StudyValues(row['task'], row['model'], *ids, arrays, row['detail']))
     except (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:

@@ -112,14 +112,16 @@ def faults_page() -> str:
     record = json.loads(path.read_text(encoding='utf-8'))
     lines = [
         '# Faults on purpose', '',
-        'What `make faults` tried: each row counts trials, and those after which all that must hold did hold.',
+        'What `make faults` tried. A trial survives where all that must hold afterwards does.',
         'The interval is for the share that survives, at 95%.', '',
         '| fault | tried | survived | interval | date |', '|---|---|---|---|---|']
     for row, measured in zip(record['rows'], record['records']):
         interval = f'{measured["low"]:.2%}–{measured["high"]:.0%}'
-        lines.append(f'| {row["kind"]} | {row["tried"]:,} | {row["survived"]:,} | {interval} | {row["date"]} |')
+        cells = row['kind'], f'{row["tried"]:,}', f'{row["survived"]:,}', interval, row['date']
+        lines.append(f'| {" | ".join(cells)} |')
     lines += ['', '## Found and mended', '']
-    for fault in record.get('found', []): lines.append(f'- **{fault["kind"]}**: {fault["found"]} {fault["mended"]}')
+    for fault in record.get('found', []):
+        lines.append(f'- **{fault["kind"]}**: {fault["found"]} {fault["mended"]}')
     return '\n'.join(lines) + '\n'
 
 

@@ -88,7 +88,10 @@ def test_masking_hides_and_alters_nothing_else(image, text, seed, image_ratio, t
 
 # splits and order
 
-@given(st.lists(st.tuples(st.integers(0, 12), st.sampled_from(['', '', 'train', 'test'])), min_size=1, max_size=40))
+patients = st.tuples(st.integers(0, 12), st.sampled_from(['', '', 'train', 'test']))
+
+
+@given(st.lists(patients, min_size=1, max_size=40))
 def test_a_patient_is_in_one_split(rows):
     given_split = {}
     table = pd.DataFrame('', range(len(rows)), list(MANIFEST_COLUMNS))
@@ -133,7 +136,10 @@ def test_any_text_has_all_labels(text):
     assert all(value in (0, 1, -1) or np.isnan(value) for value in labels.values())
 
 
-@given(st.sampled_from(['Large left pleural effusion.', 'No pneumothorax.', 'Cardiomegaly.']), st.integers(1, 4))
+sentences = st.sampled_from(['Large left pleural effusion.', 'No pneumothorax.', 'Cardiomegaly.'])
+
+
+@given(sentences, st.integers(1, 4))
 def test_a_sentence_repeated_says_the_same(sentence, times):
     once, again = label_report(sentence), label_report(' '.join([sentence] * times))
     assert pd.Series(once).equals(pd.Series(again))
@@ -141,9 +147,13 @@ def test_a_sentence_repeated_says_the_same(sentence, times):
 
 # geometry and gray values
 
-@given(sizes, sizes, st.integers(8, 512), st.sampled_from(POLICIES), st.floats(.2, 5), st.floats(0, 1), st.floats(0, 1))
-def test_a_point_comes_back(height, width, size, policy, aspect, y, x):
-    g = geometry(height, width, size, policy, aspect)
+shapes = st.tuples(sizes, sizes, st.integers(8, 512), st.sampled_from(POLICIES), st.floats(.2, 5))
+
+
+@given(shapes, st.floats(0, 1), st.floats(0, 1))
+def test_a_point_comes_back(shape, y, x):
+    g = geometry(*shape)
+    height, width, *_ = shape
     there = g.to_square(y * height, x * width)
     assert np.allclose(g.to_original(*there), (y * height, x * width), atol=1e-6 * max(height, width))
 
@@ -155,7 +165,10 @@ def test_all_of_a_padded_image_lies_in_the_square(height, width, size):
     assert max(g.rows, g.cols) == size
 
 
-@given(st.integers(2, 60), st.integers(2, 60), st.sampled_from(['uint8', 'uint16', 'float32']), st.integers(0, 99))
+sides = st.integers(2, 60)
+
+
+@given(sides, sides, st.sampled_from(['uint8', 'uint16', 'float32']), st.integers(0, 99))
 def test_gray_values_keep_their_order(height, width, dtype, seed):
     g = np.random.default_rng(seed)
     pixels = (g.random((height, width)) * (1 if dtype == 'float32' else 255)).astype(dtype)

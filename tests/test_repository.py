@@ -222,8 +222,8 @@ FOREIGN = (  # what may lie in a checkout and must never be published
     'tests/patient.dcm', 'docs/_source/index.md', 'chexmix/__pycache__/core.pyc', 'results/mine.json')
 PUBLISHED = (  # of a source distribution
     r'chexmix/\w+\.py|chexmix/bundled/.+|nbs/.+\.ipynb|tests/.+\.py|docs/\w+\.(py|md)|docs/static/.+\.css|'
-    r'settings\.ini|setup\.(py|cfg)|pyproject\.toml|constraints\.txt|Makefile|MANIFEST\.in|README\.md|LICENSE|'
-    r'CITATION\.cff|CONTRIBUTING\.md|PKG-INFO|chexmix\.egg-info/.+')
+    r'settings\.ini|setup\.(py|cfg)|pyproject\.toml|constraints\.txt|Makefile|MANIFEST\.in|LICENSE|'
+    r'README\.md|CITATION\.cff|CONTRIBUTING\.md|PKG-INFO|chexmix\.egg-info/.+')
 
 
 def test_wheel_and_source_distribution_hold_nothing_else(tmp_path):
@@ -237,7 +237,8 @@ def test_wheel_and_source_distribution_hold_nothing_else(tmp_path):
     command = [sys.executable, '-m', 'build', '--no-isolation', '--sdist', '--wheel', '-o', tmp_path, source]
     subprocess.run(command, check=True, capture_output=True, text=True)
     wheel = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
-    others = [n for n in wheel if not re.fullmatch(r'chexmix/(\w+\.py|bundled/.+)|chexmix-[^/]+\.dist-info/.+', n)]
+    ours = r'chexmix/(\w+\.py|bundled/.+)|chexmix-[^/]+\.dist-info/.+'
+    others = [name for name in wheel if not re.fullmatch(ours, name)]
     assert not others
     with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as archive:
         names = [m.name.partition('/')[2] for m in archive.getmembers() if m.isfile()]

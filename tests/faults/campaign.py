@@ -3,6 +3,7 @@ import importlib, shutil, tempfile, time
 from dataclasses import asdict
 from pathlib import Path
 
+from faults.found import FOUND
 from faults.trials import Trials
 from scipy.stats import beta
 
@@ -31,10 +32,12 @@ def survival(trials: Trials, seed: int) -> Record:
 def keep(path: Path, trials: Trials, seed: int, seconds: float):
     "Put a kind's row into the record, in place of an earlier one."
     content = read_json(path) if path.exists() else dict(records=[], rows=[])
-    about = dict(config=dict(preset='tiny'), data=dict(name='faults on purpose', synthetic=True), command='make faults')
+    data = dict(name='faults on purpose', synthetic=True)
+    about = dict(config=dict(preset='tiny'), data=data, command='make faults')
     rows = [row for row in content['rows'] if row['kind'] != trials.kind]
     row = dict(kind=trials.kind, tried=trials.tried, survived=trials.survived, seed=seed,
                seconds=round(seconds), date=time.strftime('%Y-%m-%d'))
     records = [row for row in content['records'] if row['model'] != trials.kind]
     records.append(asdict(survival(trials, seed)))
-    write_json(path, content | about | dict(rows=[*rows, row], records=records))
+    found = [dict(kind=kind, found=fault, mended=mended) for kind, fault, mended in FOUND]
+    write_json(path, content | about | dict(rows=[*rows, row], records=records, found=found))

@@ -31,7 +31,8 @@ def model_in(folder: Path):
     model, processor = pretraining.load_model(folder, 'stage2')
     config = {name: value for name, value in model.config.to_dict().items() if name != '_name_or_path'}
     vocabulary = processor.text_tokenizer.backend_tokenizer.to_str()
-    return weights_of(model), config, weights_of(processor.image_tokenizer), vocabulary, vars(processor.layout)
+    tokenizer = weights_of(processor.image_tokenizer)
+    return weights_of(model), config, tokenizer, vocabulary, vars(processor.layout)
 
 
 def studies_in(folder: Path):
@@ -77,11 +78,14 @@ def prepare(run: Path, folder: Path):
     processor, settings = Processor.from_pretrained(folder/'processor'), open_run(folder)[1]
     shutil.rmtree(folder/'processor')
     processor.save_pretrained(folder/'processor')
-    for path in [*(folder/'results').glob('*.json'), *(folder/'classify').glob('*.json'), folder/'settings.json']:
+    records = [*(folder/'results').glob('*.json'), *(folder/'classify').glob('*.json')]
+    for path in [*records, folder/'settings.json']:
         write_json(path, read_json(path))
-    write_token_store(folder/'store', processor, read_table(folder/'manifest.csv')[:48], settings, part_size=16)
+    studies = read_table(folder/'manifest.csv')[:48]
+    write_token_store(folder/'store', processor, studies, settings, part_size=16)
     values = dict(scores=np.arange(8.), labels=np.arange(8) % 2)
-    save_study_values(folder, 'classify', [StudyValues('classify', 'stage 2', [*'abcdefgh'], [*'abcdefgh'], values)])
+    kept = StudyValues('classify', 'stage 2', [*'abcdefgh'], [*'abcdefgh'], values)
+    save_study_values(folder, 'classify', [kept])
     train_with_checkpoints(folder, settings)
 
 
@@ -142,7 +146,7 @@ def run(folder: Path, share: float, seed: int, trained: Path):
         if load is checkpoint_in: files = sorted(folder.glob(pattern))[-1:]
         if not files: continue
         expected = values_expected(load, folder)
-        files = [p for p in files if p.suffix != '.md' and p.name not in ('README.md', 'generation_config.json')]
+        files = [p for p in files if p.suffix != '.md']
         for k in range(per_loader):
             path = files[k % len(files)]
             data = path.read_bytes()

@@ -38,7 +38,8 @@ def fault_of(work, folder: Path, byte: int, log: Path) -> str | None:
     code = exit_code(work_on_a_full_disk, work, folder, byte, said, log=log)
     message = said.read_text()
     if code not in (0, 3): return f'exit code {code}: {last_line(log)}'
-    if code and ('\n' in message or 'free some space' not in message): return f'not one line with a way out: {message}'
+    is_one_line = '\n' not in message and 'free some space' in message
+    if code and not is_one_line: return f'not one line with a way out: {message}'
     damaged = [p.name for training in folder.rglob('training') for p in checkpoints(training)
                if f'{checksum(p):08x}' != p.stem[-8:]]
     return f'{damaged[0]} is damaged' if damaged else None
@@ -59,7 +60,8 @@ def fill(kind: str, trained: Path, place: Path, n: int, seed: int, trials: Trial
         prepare(trained, folder, without, images)
         log.unlink()
         fault = fault_of(work, folder, choice.randint(3000, max(3001, most)), log)
-        if not fault and (code := exit_code(work, folder, log=log)): fault = f'does not go on: {last_line(log)}'
+        code = 0 if fault else exit_code(work, folder, log=log)
+        if code: fault = f'does not go on: {last_line(log)}'
         if not fault and result(folder) != expected: fault = 'another result than undisturbed'
         trials.add(fault and f'{kind}: {fault}')
         shutil.rmtree(folder)

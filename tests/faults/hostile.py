@@ -9,7 +9,7 @@ import numpy as np, pandas as pd, torch
 from faults.trials import Trials
 from radiograph_files import gray_pixels, picture
 
-from chexmix.batch_inference import find_images, picture_places, plain_cells, process_files, side_files, WRITERS
+from chexmix.batch_inference import find_images, picture_places, plain_cells, process_files, WRITERS
 from chexmix.core import only_writer, UserError, write_json
 from chexmix.data import read_table
 from chexmix.pipeline import Answer, open_model
@@ -128,13 +128,16 @@ def leaving_paths(folder: Path, trials: Trials):
 
 # links
 
+SIDE_FILES = '.out.csv.journal', '.out.csv.reading', 'out.csv.quarantine.csv', '.out.csv.lock', 'out.csv'
+
+
 def links(folder: Path, trials: Trials):
     "Links planted where a call writes: what they point at stays as it is."
     victim = folder/'victim'
     images = folder/'linked'
     images.mkdir()
     picture(images/'a.png', gray_pixels())
-    for k, name in enumerate(('.out.csv.journal', '.out.csv.reading', 'out.csv.quarantine.csv', '.out.csv.lock', 'out.csv')):
+    for k, name in enumerate(SIDE_FILES):
         place = folder/f'links{k}'
         place.mkdir()
         victim.write_text('untouched')
@@ -156,7 +159,8 @@ def write_answers(images: Path, out: Path):
 
 # formulas and HTML
 
-FORMULAS = ('=1+1', '+1', '-1+1', '@SUM(1)', "=cmd|' /C calc'!A0", '\t=1', '\r=1', '=HYPERLINK("http://x","y")')
+FORMULAS = (
+    '=1+1', '+1', '-1+1', '@SUM(1)', "=cmd|' /C calc'!A0", '\t=1', '\r=1', '=HYPERLINK("http://x","y")')
 
 
 def formulas(folder: Path, trials: Trials):
@@ -171,8 +175,10 @@ def formulas(folder: Path, trials: Trials):
     trials.add(None if numbers.score[0] == -1.5 else 'a number became a text')
 
 
-MARKUP = ('<script>alert(1)</script>', '<img src=x onerror=alert(1)>', '"><svg onload=alert(1)>', '</td></table><h1>x',
-          '<a href="javascript:alert(1)">x</a>', '&lt;script&gt;', '$\\frac{1$', '$$', '\\n\x00', '{{7*7}}')
+MARKUP = (
+    '<script>alert(1)</script>', '<img src=x onerror=alert(1)>', '"><svg onload=alert(1)>',
+    '</td></table><h1>x', '<a href="javascript:alert(1)">x</a>', '&lt;script&gt;', '$\\frac{1$',
+    '$$', '\\n\x00', '{{7*7}}')
 
 
 def tags_in(page: str, text: str) -> bool:

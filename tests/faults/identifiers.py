@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd, pydicom, torch
 from faults.trials import exit_code, last_line, Trials
 from PIL import Image
-from pydicom.datadict import DicomDictionary
+from pydicom.datadict import dictionary_VR, DicomDictionary
 from radiograph_files import dicom, gray_pixels, truncate
 
 from chexmix.audit import audit
@@ -20,7 +20,8 @@ from chexmix.pipeline import open_model
 from chexmix.tokenizer import prepare_run
 
 TEXT = 'AE', 'AS', 'CS', 'DA', 'DT', 'LO', 'LT', 'PN', 'SH', 'ST', 'TM', 'UC', 'UI', 'UR', 'UT'
-READ = 'SpecificCharacterSet', 'TransferSyntaxUID', 'PhotometricInterpretation'  # which say how to read the rest
+# These say how to read the rest.
+READ = 'SpecificCharacterSet', 'TransferSyntaxUID', 'PhotometricInterpretation'
 FILES = 24
 NAME = 'ZQNAME'  # in each file's name
 
@@ -41,7 +42,8 @@ def planted(vr: str, k: int) -> str:
 def write_files(folder: Path) -> dict[str, str]:  # keyword → identifier
     "DICOM files with all fields planted, two of them damaged."
     folder.mkdir(parents=True)
-    fields = {keyword: planted(pydicom.datadict.dictionary_VR(keyword), k) for k, keyword in enumerate(text_fields())}
+    fields = {}
+    for k, keyword in enumerate(text_fields()): fields[keyword] = planted(dictionary_VR(keyword), k)
     fields = {keyword: word for keyword, word in fields.items() if not re.fullmatch(r'\d+', word)}
     data = pydicom.dcmread(dicom(folder/'base.dcm', gray_pixels()))
     (folder/'base.dcm').unlink()

@@ -62,7 +62,7 @@ def report_folder(folder: Path):
 
 
 def draw(folder: Path):
-    write_phantoms(folder/'drawn', 40, 64, layout='dicom')
+    write_phantoms(folder/'drawn', 24, 64, layout='dicom')
 
 
 def hash_of(*names: str):
@@ -86,10 +86,12 @@ def stage_state(folder: Path) -> str:
                        content_hash(folder/'logs'/'killed.csv')])
 
 
+NOT_NEEDED = '.*', 'notebooks', 'figures', 'results', 'quality', 'other', 'grids', 'inpaint_judge', 'classify'
+
+
 def prepare(run: Path, folder: Path, without: tuple = (), images: int = 0):
     "A copy of the trained run without what is to be made."
-    ignore = shutil.ignore_patterns('notebooks', 'figures', 'results', 'quality', 'other', 'grids', 'inpaint_judge')
-    shutil.copytree(run, folder, ignore=ignore)
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns(*NOT_NEEDED))
     for name in without: shutil.rmtree(folder/name, ignore_errors=True)
     if not images: return
     (folder/'images').mkdir()
@@ -97,7 +99,8 @@ def prepare(run: Path, folder: Path, without: tuple = (), images: int = 0):
 
 
 WORK = {  # kind → work, result, what a folder for it lacks, images to answer
-    'tokenizer training': (train_tokenizer, hash_of('image_tokenizer/model.safetensors'), ('image_tokenizer',), 0),
+    'tokenizer training': (
+        train_tokenizer, hash_of('image_tokenizer/model.safetensors'), ('image_tokenizer',), 0),
     'token store': (write_store, lambda folder: read_json(folder/'store'/'info.json'), ('store',), 0),
     'stage 1': (partial(train_stage, stage=1), stage_state, (), 0),
     'stage 2': (partial(train_stage, stage=2), stage_state, (), 0),

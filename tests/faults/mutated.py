@@ -56,11 +56,12 @@ def tables(folder: Path) -> list[Path]:
     rows = [row | dict(path=f'{k}.png', study_id=f's{k}', patient_id=f'p{k}', findings_text='Clear "lungs".')
             for k in range(6)]
     table = pd.DataFrame(rows)
-    for name, mark in (('comma.csv', ','), ('semicolon.csv', ';')): table.to_csv(folder/name, sep=mark, index=False)
+    table.to_csv(folder/'comma.csv', index=False)
+    table.to_csv(folder/'semicolon.csv', sep=';', index=False)
     table.to_csv(folder/'wide.csv', index=False, encoding='utf-16')
     table.to_csv(folder/'packed.csv.gz', index=False)
     table.to_parquet(folder/'table.parquet')
-    return [folder/name for name in ('comma.csv', 'semicolon.csv', 'wide.csv', 'packed.csv.gz', 'table.parquet')]
+    return sorted(folder.glob('*.csv*')) + [folder/'table.parquet']
 
 
 def reports(folder: Path) -> list[Path]:
@@ -77,11 +78,16 @@ SHARES = dict(DICOM=.5, pictures=.35, tables=.1, reports=.05)  # of the files
 
 # mutations: of bytes, by a `random.Random`
 
+MARKS = (
+    b'\x08\x00', b'\x10\x00', b'\x28\x00', b'\x00\x28', b'\xe0\x7f', b'\xfe\xff', b'IDAT', b'IHDR',
+    b'\xff\xc0', b'\xff\xc4', b'\xff\xda', b'\xff\xdb', b'\xff\x52', b'\xff\x5c')
+LENGTHS = 0, 1, 0x7f, 0x7fff, 0xfffe, 0xffff, 0x7fffffff, 0x80000000, 0xfffffff0, 0xffffffff
+
+
 def words(data: bytes) -> list[int]:
     "Where a tag may stand: DICOM groups, chunks of PNG, markers of JPEG; else every fourth byte."
     found = []
-    for mark in (b'\x08\x00', b'\x10\x00', b'\x28\x00', b'\x00\x28', b'\xe0\x7f', b'\xfe\xff', b'IDAT', b'IHDR',
-                 b'\xff\xc0', b'\xff\xc4', b'\xff\xda', b'\xff\xdb', b'\xff\x52', b'\xff\x5c'):
+    for mark in MARKS:
         at = data.find(mark)
         while at >= 0 and len(found) < 200:
             found.append(at)
@@ -126,7 +132,7 @@ def nest(data: bytes, choice) -> bytes:
 def wrong_length(data: bytes, choice) -> bytes:
     at = choice.choice(words(data)) + choice.randint(2, 8)
     size = choice.choice([2, 4])
-    value = choice.choice([0, 1, 0x7f, 0x7fff, 0xfffe, 0xffff, 0x7fffffff, 0x80000000, 0xfffffff0, 0xffffffff])
+    value = choice.choice(LENGTHS)
     order = choice.choice(['little', 'big'])
     return data[:at] + (value % 256**size).to_bytes(size, order) + data[at + size:]
 
@@ -168,7 +174,8 @@ def fault_of_report(path: Path) -> str | None:
     if set(labels) != set(FINDINGS): return 'no labels'
 
 
-READERS = dict(DICOM=fault_of_picture, pictures=fault_of_picture, tables=fault_of_table, reports=fault_of_report)
+READERS = dict(
+    DICOM=fault_of_picture, pictures=fault_of_picture, tables=fault_of_table, reports=fault_of_report)
 
 
 def data_bytes() -> int:
@@ -228,7 +235,7 @@ class Reader:
 
 
 def fault_of_scan(paths: list[Path], readable: Path) -> list[str]:
-    "What is wrong with the quarantine of a run over these files: each is kept, or stands there with its name."
+    "What is wrong with the quarantine of a run over these files: each is kept, or named there."
     table = pd.DataFrame(dict(path=[*map(str, paths), str(readable)]))
     table = table.assign(study_id=table.path, patient_id=table.path)
     kept, quarantine = scan(table, 16, workers=2)

@@ -1,10 +1,9 @@
 "Two runs in one folder, a reader during a write, clock jumps, a killed worker, a lost process of two."
-import json, os, random, shutil, signal, sys, time
-from functools import partial
+import os, random, time
 from pathlib import Path
 
 import pandas as pd, psutil, torch
-from faults.killed import draw, embed_folder, prepare, report_folder, stage_state, train_stage, WORK, write_store
+from faults.killed import prepare, WORK
 from faults.small import brightness_job
 from faults.trials import exit_code, last_line, number, start, Trials
 from radiograph_files import gray_pixels, picture
@@ -13,7 +12,7 @@ from chexmix.batch_inference import process_files
 from chexmix.core import open_run, read_json, UserError, write_json
 from chexmix.data import read_table
 from chexmix.phantom import write_phantoms
-from chexmix.pretrain import launch, load_model, pretrain
+from chexmix.pretrain import launch
 from chexmix.processor import Processor
 from chexmix.token_store import write_token_store
 
@@ -151,11 +150,19 @@ def lose_one(work, folder: Path, words: str, seconds: float, said: Path, log: Pa
     return child.exitcode
 
 
+def drawn(folder: Path) -> list: return sorted((p.name, p.read_bytes()) for p in (folder/'drawn').iterdir())
+
+
+def store(folder: Path) -> dict: return read_json(folder/'store'/'info.json')
+
+
+def log_of(folder: Path) -> str: return (folder/'logs'/'killed.csv').read_text()
+
+
 LOSSES = {  # what is lost → work, words of the command of the process, what is made anew, result
-    'worker that draws': (draw_by_workers, 'spawn_main', (), lambda folder: sorted(
-        (p.name, p.read_bytes()) for p in (folder/'drawn').iterdir())),
-    'worker that encodes': (store_by_workers, 'loky', ('store',), lambda folder: read_json(folder/'store'/'info.json')),
-    'process of two': (train_by_two, 'chexmix.pretrain', (), lambda folder: (folder/'logs'/'killed.csv').read_text())}
+    'worker that draws': (draw_by_workers, 'spawn_main', (), drawn),
+    'worker that encodes': (store_by_workers, 'loky', ('store',), store),
+    'process of two': (train_by_two, 'chexmix.pretrain', (), log_of)}
 
 
 def loss(what: str, trained: Path, place: Path, seconds: float) -> str | None:
@@ -182,7 +189,8 @@ def run(folder: Path, share: float, seed: int, trained: Path):
     yield twice
     yield read_during_write(folder/'reader', number(1000, share))
     clocks = Trials('clock jumps')
-    for k, kind in enumerate(('token store', 'stage 1', 'report over a folder') if full else ('token store',)):
+    kinds = 'token store', 'stage 1', 'report over a folder'
+    for k, kind in enumerate(kinds if full else kinds[:1]):
         place = folder/f'clock{k}'
         place.mkdir(parents=True)
         clocks.add(clock_jumps(kind, trained, place, seed))
