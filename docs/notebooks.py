@@ -114,10 +114,10 @@ def faults_page() -> str:
         '# Faults on purpose', '',
         'What `make faults` tried. A trial survives where all that must hold afterwards does.',
         'The interval is for the share that survives, at 95%.', '',
-        '| fault | tried | survived | interval | date |', '|---|---|---|---|---|']
+        '| fault | tried | survived | interval | date | commit |', '|---|---|---|---|---|---|']
     for row, measured in zip(record['rows'], record['records']):
         interval = f'{measured["low"]:.2%}–{measured["high"]:.0%}'
-        cells = row['kind'], f'{row["tried"]:,}', f'{row["survived"]:,}', interval, row['date']
+        cells = row['kind'], f'{row["tried"]:,}', f'{row["survived"]:,}', interval, row['date'], row['commit']
         lines.append(f'| {" | ".join(cells)} |')
     lines += ['', '## Found and mended', '']
     for fault in record.get('found', []):

@@ -1,5 +1,5 @@
 "The kinds of faults, and the record of a campaign."
-import importlib, shutil, tempfile, time
+import importlib, shutil, subprocess, tempfile, time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,6 +29,12 @@ def survival(trials: Trials, seed: int) -> Record:
     return Record('faults', trials.kind, 'survived', k / n, float(low), float(high), n, seed, detail)
 
 
+def commit() -> str:
+    "The commit of this checkout; '' outside of one."
+    command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', '--short', 'HEAD']
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
 def keep(path: Path, trials: Trials, seed: int, seconds: float):
     "Put a kind's row into the record, in place of an earlier one."
     content = read_json(path) if path.exists() else dict(records=[], rows=[])
@@ -36,7 +42,7 @@ def keep(path: Path, trials: Trials, seed: int, seconds: float):
     about = dict(config=dict(preset='tiny'), data=data, command='make faults')
     rows = [row for row in content['rows'] if row['kind'] != trials.kind]
     row = dict(kind=trials.kind, tried=trials.tried, survived=trials.survived, seed=seed,
-               seconds=round(seconds), date=time.strftime('%Y-%m-%d'))
+               seconds=round(seconds), date=time.strftime('%Y-%m-%d'), commit=commit())
     records = [row for row in content['records'] if row['model'] != trials.kind]
     records.append(asdict(survival(trials, seed)))
     found = [dict(kind=kind, found=fault, mended=mended) for kind, fault, mended in FOUND]

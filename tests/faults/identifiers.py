@@ -56,7 +56,8 @@ def write_files(folder: Path) -> dict[str, str]:  # keyword → identifier
             data.StudyInstanceUID, data.SeriesInstanceUID = f'1.2.9900099.{k}', f'1.2.9900098.{k}'
             data.SOPInstanceUID, data.Modality, data.ViewPosition = f'1.2.9900097.{k}', 'DX', 'ZQVIEW'
             data.save_as(folder/f'{NAME}{k}.dcm')
-    fields = {keyword: word for keyword, word in fields.items() if keyword in data}
+    planted_bytes = (folder/f'{NAME}{FILES - 1}.dcm').read_bytes()
+    fields = {keyword: word for keyword, word in fields.items() if word.encode() in planted_bytes}
     truncate(folder/f'{NAME}0.dcm', 9000)
     truncate(folder/f'{NAME}1.dcm', -400)
     return fields
