@@ -24,7 +24,7 @@ class Apart:
         self.idle, self.pool, self.lock = idle, None, threading.Lock()
 
     def __call__(self, function, *args, seconds: float = 60., **kwargs):
-        "What a function returns, or its error. Raises `DecoderDied` where it kills the process or takes too long."
+        "What a function returns. Raises its error, or `DecoderDied` where it dies or takes too long."
         with self.lock:
             if not self.pool: self.pool = ProcessPoolExecutor(1, timeout=self.idle)
             try: return self.pool.submit(function, *args, **kwargs).result(seconds)

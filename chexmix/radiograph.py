@@ -540,8 +540,8 @@ def check_length(
 # What describes the pixels, and nothing of the patient.
 PIXEL_TAGS = (
     'Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel', 'PhotometricInterpretation',
-    'PlanarConfiguration', 'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation', 'ExtendedOffsetTable',
-    'ExtendedOffsetTableLengths', 'PixelData')
+    'PlanarConfiguration', 'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation',
+    'ExtendedOffsetTable', 'ExtendedOffsetTableLengths', 'PixelData')
 
 def pixels_alone(data: pydicom.Dataset) -> pydicom.Dataset:
     "A dataset with the pixels of another, to be handed to another process."

@@ -46,8 +46,10 @@ def checkpoint_in(folder: Path):
 
 
 def values_in(folder: Path):
-    return str([(kept.study_ids, {k: v.tobytes() for k, v in kept.values.items()})
-                for kept in load_study_values(folder/'results')])
+    found = []
+    for kept in load_study_values(folder/'results'):
+        found.append((kept.study_ids, {name: x.tobytes() for name, x in kept.values.items()}))
+    return found
 
 
 def probe_in(folder: Path):
