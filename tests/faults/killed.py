@@ -174,7 +174,8 @@ def kill_again_and_again(kind: str, run: Path, place: Path, kills: int, seed: in
         folder = place/str(trials.tried + 1)
         prepare(run, folder, without, images)
         hits, most = 0, min(IN_A_ROW, kills - trials.tried)
-        while hits < most and kill_once(work, folder, choice, max(1, changes // 2), seconds / 2, log): hits += 1
+        half = max(1, changes // 2), seconds / 2
+        while hits < most and kill_once(work, folder, choice, *half, log): hits += 1
         code = exit_code(work, folder, log=log)
         fault = f'exit code {code}: {last_line(log)}' if code else None
         if not fault and result(folder) != expected: fault = 'another result than undisturbed'

@@ -55,7 +55,7 @@ def write_on(folder: Path, stop: Path):
     while not stop.exists():
         k += 1
         write_json(folder/'record.json', dict(value=[k] * 2000))
-        if k % 20 == 0: process_files(brightness_job(), [folder/'images'], folder/'out.csv')
+        if k % 20 == 0: process_files(brightness_job(), [folder/'images'], folder/'out.csv', batch=2)
 
 
 def read_during_write(folder: Path, times: int) -> Trials:
@@ -63,7 +63,7 @@ def read_during_write(folder: Path, times: int) -> Trials:
     (folder/'images').mkdir(parents=True)
     for k in range(3): picture(folder/'images'/f'{k}.png', gray_pixels())
     write_json(folder/'record.json', dict(value=[0] * 2000))
-    process_files(brightness_job(), [folder/'images'], folder/'out.csv')
+    process_files(brightness_job(), [folder/'images'], folder/'out.csv', batch=2)
     writer = start(write_on, folder, folder/'stop', log=folder/'log')
     for _ in range(times):
         try:
@@ -100,11 +100,11 @@ def mended_file(place: Path, shift: float) -> str | None:
     (place/'in').mkdir(parents=True)
     (place/'in'/'a.png').write_bytes(b'no picture')
     picture(place/'in'/'b.png', gray_pixels())
-    process_files(brightness_job(), [place/'in'], place/'out.csv')
+    process_files(brightness_job(), [place/'in'], place/'out.csv', batch=2)
     picture(place/'in'/'a.png', gray_pixels())
     now = time.time()
     os.utime(place/'in'/'a.png', (now + shift, now + shift))
-    table = process_files(brightness_job(), [place/'in'], place/'out.csv')
+    table = process_files(brightness_job(), [place/'in'], place/'out.csv', batch=2)
     return None if len(table) == 2 else 'the mended file was not read'
 
 
