@@ -38,7 +38,7 @@ from scipy.sparse import csr_array
 from scipy.special import expit
 from torchvision.io import decode_image, ImageReadMode
 
-from .core import UserError
+from .core import memory_errors, UserError
 from .decoders import decode_apart, DecoderDied, read_gdcm
 
 # %% ../nbs/data/radiograph.ipynb #cb8d931a
@@ -1149,7 +1149,9 @@ def open_radiograph(
     pixels, header = pixels_of(path, frame)
     image_geometry = geometry(*pixels.shape[:2], size, policy, header.aspect)
     keeps_values = policy == 'official' and is_jpeg(path)
-    square = make_square(pixels, size, policy, keeps_values, header.aspect)
+    name = path if isinstance(path, (str, os.PathLike)) else 'the array'
+    with memory_errors(f'{name} is too large for it; make it smaller, or leave it out of the table'):
+        square = make_square(pixels, size, policy, keeps_values, header.aspect)
     return Radiograph(square, image_geometry, header)
 
 # %% ../nbs/data/radiograph.ipynb #67c0021b

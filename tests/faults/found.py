@@ -17,6 +17,8 @@ FOUND = [
      'Text is checked where the table is read.'),
     ('mutated files', 'A decoder of compressed DICOM that dies took a single read or a pipeline with it.',
      'GDCM and pylibjpeg work in a process of their own.'),
+    ('mutated files', 'A picture too large for the memory ended in an error without its name.',
+     'It is one line that names the file.'),
     ('archives', 'A packed table was unpacked whatever its size.', 'It is refused above half a gigabyte.'),
     ('hostile text', 'A report with dollar signs broke the picture of an answer.',
      'Texts in pictures are not read as formulas.'),
