@@ -9,6 +9,9 @@ processes = multiprocessing.get_context('forkserver')
 processes.set_forkserver_preload(['chexmix.pretrain', 'chexmix.pipeline'])
 
 
+HANGS = 999  # in place of an exit code
+
+
 @dataclass
 class Trials:
     "How often a kind of fault was tried, and what went wrong."
@@ -49,14 +52,14 @@ def start(function, *args, log: Path):
     return child
 
 
-def exit_code(function, *args, log: Path, seconds: float = 300) -> int | None:
-    "Run a function in a process of its own; None where it hangs."
+def exit_code(function, *args, log: Path, seconds: float = 300) -> int:
+    "Run a function in a process of its own; `HANGS` where it does not end."
     child = start(function, *args, log=log)
     child.join(seconds)
     if child.exitcode is None:
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        return None
+        return HANGS
     return child.exitcode
 
 
