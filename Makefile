@@ -2,18 +2,21 @@
 #   make demo       train and evaluate on synthetic studies, into runs/demo
 #   make test       everything that must hold before a change is kept
 #   make notebooks  execute all notebooks in place, clean, export
+#   make faults     faults on purpose (kills, full disks, damaged and hostile files): results/faults.json
 #   make docs       the site, into _docs
 #   make readme     README.md from nbs/index.ipynb
 #   make results    keep the records and pictures of the last demo in results/
 #   make clean      remove what can be made again (not .venv, not runs)
 # Another interpreter: make test PYTHON=/path/to/python3.12
+# Only files whose hashes are known, as in CI: make test HASHES=.ci/requirements.txt
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs notebooks readme results clean
+.PHONY: help demo test faults docs notebooks readme results clean
 
 usable = $(1) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1
+install := .venv/bin/python -m pip install --disable-pip-version-check --no-input
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do if $(call usable,$$p); then echo $$p; break; fi; done)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # No tokenizer, weights or data set is ever fetched: say so to the libraries that could.
@@ -26,7 +29,8 @@ help:
 .venv/.done: constraints.txt settings.ini setup.py
 	@[ -n "$(PYTHON)" ] || { echo 'no usable Python: install Python 3.11 or 3.12 with its venv module, or name one: make PYTHON=/path/to/python3.12' >&2; exit 2; }
 	@[ -x .venv/bin/python ] || { echo "setting up .venv with $$($(PYTHON) --version) (once: some minutes, 7 GB)"; $(PYTHON) -m venv .venv; }
-	@.venv/bin/python -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]' >.venv/install.log 2>&1 \
+	@if [ -n "$(HASHES)" ]; then $(install) --require-hashes --no-deps -r $(HASHES) && $(install) --no-deps --no-build-isolation -e .; \
+	 else $(install) -c constraints.txt -e '.[dev]'; fi >.venv/install.log 2>&1 \
 	  || { grep -v '^WARNING' .venv/install.log | tail -20 >&2; echo 'set-up failed, see .venv/install.log' >&2; exit 1; }
 	@touch $@
 
@@ -50,6 +54,13 @@ notebooks: .venv/.done
 	for nb in $$(python docs/notebooks.py --list); do \
 	  SECONDS=0; jupyter nbconvert --log-level=WARN --to notebook --execute --inplace --ExecutePreprocessor.timeout=1800 "$$nb"; echo "$${nb#$(CURDIR)/}: $$SECONDS s"; done; \
 	nbdev_clean; nbdev_export; python docs/notebooks.py README.md
+
+# The campaign needs a trained run at preset tiny: it is made by the notebooks, as in the tests.
+faults: .venv/.done
+	@runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export CHEXMIX_RUNS="$${CHEXMIX_RUNS:-$$runs}" OMP_NUM_THREADS=1; \
+	[ -f "$$CHEXMIX_RUNS/tiny/stage2/model.safetensors" ] || \
+	  nbdev_test --n_workers 1 --file_re '^0[0-68]' >"$$runs/notebooks.log" 2>&1 || { cat "$$runs/notebooks.log"; exit 1; }; \
+	PYTHONPATH=tests CHEXMIX_QUIET=1 python -W ignore -m faults -o results/faults.json
 
 docs: .venv/.done
 	@python docs/notebooks.py docs/_source

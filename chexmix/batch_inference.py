@@ -8,19 +8,18 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['TABLE_ENDINGS', 'WRITERS', 'images_below', 'images_of_table', 'images_of', 'find_images', 'bytes_an_image',
            'images_at_once', 'file_state', 'is_outdated', 'open_journal', 'plain_cells', 'write_text_table',
-           'write_json_lines', 'check_output', 'protect_inputs', 'only_writer', 'odd_name', 'read_some', 'Job',
-           'read_noted', 'read_ahead', 'answers', 'can_read', 'crashing_files', 'save_quarantine', 'finish',
-           'append_rows', 'side_files', 'rows_of_files', 'process_files', 'classify_job', 'ask_job', 'decode_report',
-           'report_job', 'report_files', 'check_layers', 'embed_job', 'embed_files', 'picture_places', 'inpainting_row',
+           'write_json_lines', 'check_output', 'protect_inputs', 'odd_name', 'read_some', 'Job', 'read_noted',
+           'read_ahead', 'answers', 'can_read', 'crashing_files', 'save_quarantine', 'finish', 'append_rows',
+           'side_files', 'rows_of_files', 'process_files', 'classify_job', 'ask_job', 'decode_report', 'report_job',
+           'report_files', 'check_layers', 'embed_job', 'embed_files', 'picture_places', 'inpainting_row',
            'inpaint_job', 'inpaint_files', 'read_lines', 'read_text_column', 'read_texts', 'likelihood_score',
            'embedding_score', 'text_scores', 'encode_texts', 'best_reports', 'retrieve_job', 'retrieve_files']
 
 # %% ../nbs/inference/batch_inference.ipynb #4692f8e3
-import fcntl, hashlib, json, os, re
+import hashlib, json, os, re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -29,7 +28,7 @@ from pathlib import Path
 import psutil, torch
 from transformers import PhiForCausalLM
 
-from .core import atomic, is_unicode, progress, UserError
+from .core import atomic, is_unicode, memory_errors, only_writer, progress, UserError
 from .embeddings import embed, embed_texts, image_means
 from .generate import generate_reports, score_texts, text_log_likelihood
 from .model import fingerprint, study_masks
@@ -130,9 +129,17 @@ def open_journal(
 def plain_cells(
     table: pd.DataFrame,
 ) -> pd.DataFrame:
-    "`table` with lists as JSON."
+    """`table` with lists as JSON, and nothing that a spreadsheet would compute.
+
+    A text that begins like a formula gets an apostrophe before it, a path `./`.
+    """
     def plain(cell): return json.dumps(cell, ensure_ascii=False) if isinstance(cell, list) else cell
-    return table.map(plain)
+    def is_formula(cell): return isinstance(cell, str) and cell[:1] in ('=', '+', '-', '@', '\t', '\r')
+    cells = table.map(plain)
+    for name in cells:
+        prefix = './' if name == 'path' else "'"
+        cells[name] = [prefix + cell if is_formula(cell) else cell for cell in cells[name]]
+    return cells
 
 # %% ../nbs/inference/batch_inference.ipynb #41822b28
 def write_text_table(table, path):
@@ -180,20 +187,6 @@ def protect_inputs(
         if parents & folders:
             raise UserError(f'{target} would stand among the images of the input folder: '
                             'name an output outside with -o')
-
-# %% ../nbs/inference/batch_inference.ipynb #187e8ac5
-@contextmanager
-def only_writer(out: Path):
-    "Hold an output while it is written. Raises `UserError` where another call is writing it."
-    lock = out.with_name(f'.{out.name}.lock')
-    busy = UserError(f'{out} is being written by another call: wait for it, or name another output')
-    with open(lock, 'w') as file:
-        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise busy from None
-        # Whoever held it before has removed it by now: this one is nobody's any more.
-        if not lock.exists() or lock.stat().st_ino != os.fstat(file.fileno()).st_ino: raise busy
-        try: yield
-        finally: lock.unlink(missing_ok=True)
 
 # %% ../nbs/inference/batch_inference.ipynb #c76f8aa5
 def odd_name(path: str) -> dict:
@@ -274,7 +267,8 @@ def answers(
     def read(step): return read_noted(job.processor, paths[step * batch:(step + 1) * batch], note)
     n_batches = -(-len(paths) // batch)
     for readable, images, rows in read_ahead(read, n_batches):
-        columns = job.answer(images, readable) if readable else ()
+        with memory_errors('take fewer images at once (`--batch`)'):
+            columns = job.answer(images, readable) if readable else ()
         yield rows + [dict(path=path) | row for path, row in zip(readable, columns, strict=True)]
 
 # %% ../nbs/inference/batch_inference.ipynb #06f72004
@@ -318,7 +312,7 @@ def save_quarantine(out: Path, failures: pd.DataFrame, n_images: int):
     """
     place = out.with_name(f'{out.name}.quarantine.csv')
     if failures.empty: return place.unlink(missing_ok=True)
-    with atomic(place) as path: failures[['path', 'reason']].to_csv(path, index=False)
+    with atomic(place) as path: plain_cells(failures[['path', 'reason']]).to_csv(path, index=False)
     print(f'{len(failures)} of {n_images} images could not be read: see {place.name}')
 
 # %% ../nbs/inference/batch_inference.ipynb #b5097ab9
@@ -394,6 +388,8 @@ def process_files(
     images = find_images(paths)
     journal = side_files(out)[0]
     protect_inputs([out, *side_files(out)], paths, images)
+    if links := [path for path in side_files(out) if path.is_symlink()]:
+        raise UserError(f'{links[0]} is a link, and nothing is written through it: delete it')
     odd = [odd_name(path) for path in images if not is_unicode(path)]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import pandas as pd
 from huggingface_hub import EvalResult
 
 import chexmix
-from .core import atomic, open_run, PRESETS, read_json, Settings, UserError, write_json
+from .core import atomic, open_run, PRESETS, read_json, seal, Settings, UserError, write_json
 from .pretrain import card_header, load_model, slug
 from .records import content_hash, load_records
 from .results import HEADLINE, select, summary
@@ -134,6 +134,7 @@ def copy_weights(
     model.save_pretrained(target)
     processor.save_pretrained(target)
     for name in ('model.safetensors', 'settings.json'): shutil.copyfile(folder/name, target/name)
+    seal(target)
 
 # %% ../nbs/inference/bundled_weights.ipynb #54e65b49
 def pack_facts(

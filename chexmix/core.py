@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['PRESETS', 'RENAMED', 'UserError', 'Layout', 'codes_to_ids', 'is_code', 'ids_to_codes', 'Settings', 'get_settings',
-           'changed', 'parse_changes', 'atomic', 'is_unicode', 'write_json', 'read_json', 'runs_folder', 'run_path',
-           'with_new_names', 'ensure_settings', 'start_run', 'read_yaml', 'read_settings', 'open_run', 'path_in',
-           'progress', 'default_device', 'rng']
+__all__ = ['PRESETS', 'NO_MEMORY', 'RENAMED', 'UserError', 'Layout', 'codes_to_ids', 'is_code', 'ids_to_codes', 'Settings',
+           'get_settings', 'changed', 'parse_changes', 'host_mark', 'atomic', 'is_leftover', 'remove_leftovers',
+           'json_checksum', 'is_unicode', 'write_json', 'read_json', 'file_hash', 'seal', 'check_seal', 'only_writer',
+           'memory_errors', 'runs_folder', 'run_path', 'with_new_names', 'ensure_settings', 'start_run', 'read_yaml',
+           'read_settings', 'open_run', 'path_in', 'progress', 'default_device', 'rng']
 
 # %% ../nbs/00_core.ipynb #bb8f22a7
-import hashlib, json, os, shutil, sys
+import fcntl, hashlib, json, os, shutil, socket, sys, zlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -193,6 +194,11 @@ def parse_changes(
         except ValueError: changes[name] = value
     return changes
 
+# %% ../nbs/00_core.ipynb #c3a5e5ed
+def host_mark() -> str:
+    "Eight hexadecimal digits for this machine, which do not show its name."
+    return f'{zlib.crc32(socket.gethostname().encode()):08x}'
+
 # %% ../nbs/00_core.ipynb #48b7241b
 @contextmanager
 def atomic(
@@ -203,7 +209,7 @@ def atomic(
     Raises `UserError` where the disk refuses.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    temporary = path.with_name(f'.{path.name}.{host_mark()}-{os.getpid()}.part')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -215,6 +221,28 @@ def atomic(
     finally:
         if temporary.is_dir(): shutil.rmtree(temporary, ignore_errors=True)
         elif temporary.exists(): temporary.unlink()
+
+# %% ../nbs/00_core.ipynb #9492fb18
+def is_leftover(
+    path: Path,  # of an incomplete file, as `atomic` names it
+) -> bool:
+    "Whether the process that was writing a file is known to be dead."
+    import psutil
+    host, _, pid = path.name.removesuffix('.part').rpartition('.')[2].partition('-')
+    return host == host_mark() and pid.isdigit() and not psutil.pid_exists(int(pid))
+
+# %% ../nbs/00_core.ipynb #b073b576
+def remove_leftovers(folder: Path):
+    "Remove what killed processes left incomplete in `folder` and below."
+    for path in filter(is_leftover, folder.rglob('.*.part')):
+        if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
+        else: path.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #5c97c87f
+def json_checksum(values: dict) -> str:  # 12 hexadecimal digits
+    "Hash of what JSON holds, whatever its layout; an entry `checksum` does not count."
+    rest = {name: value for name, value in values.items() if name != 'checksum'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../nbs/00_core.ipynb #b2ac3404
 def is_unicode(path: str) -> bool:
@@ -228,8 +256,9 @@ def write_json(
     path: str | Path,
     value,  # anything that JSON can hold; NaN becomes null
 ):
-    "Write `value` as JSON under `path`, complete or not at all."
+    "Write `value` as JSON under `path`, complete or not at all; a dictionary gets a `checksum`."
     plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+    if isinstance(plain, dict): plain['checksum'] = json_checksum(plain)
     text = json.dumps(plain, indent=1, ensure_ascii=False) + '\n'
     with atomic(path) as temporary: temporary.write_text(text, encoding='utf-8')
 
@@ -237,12 +266,73 @@ def write_json(
 def read_json(path: str | Path):
     """The value in the JSON file `path`.
 
-    Raises `UserError` where it is missing or is no JSON.
+    Raises `UserError` where it is missing, is no JSON, or is not what `write_json` wrote.
     """
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
+    try: value = json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as e: raise UserError(f'cannot read {path}: {e.strerror}; check the path') from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f'{path} is not JSON ({e}); delete it and run the step again') from e
+    checksum = value.pop('checksum', None) if isinstance(value, dict) else None
+    if checksum is None or checksum == json_checksum(value): return value
+    raise UserError(f'{path} is damaged: its values are not those that were written; make it anew, '
+                    'or delete its checksum if you changed a value yourself')
+
+# %% ../nbs/00_core.ipynb #988d726e
+def file_hash(path: Path) -> str:  # 16 hexadecimal digits
+    "Hash of the content of a file of any size."
+    with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()[:16]
+
+# %% ../nbs/00_core.ipynb #b8b86608
+def seal(folder: Path):
+    "Write the hashes of the files in `folder` (not below) to `hashes.json`; `check_seal` compares them."
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != 'hashes.json']
+    sealed = [path for path in files if path.suffix != '.md']  # a card may be edited
+    write_json(folder/'hashes.json', {path.name: file_hash(path) for path in sealed})
+
+# %% ../nbs/00_core.ipynb #6b26682d
+def check_seal(folder: Path):
+    """Raise `UserError` where a file is missing or not as it was when its folder was sealed.
+
+    A folder of an earlier version, or of a release, has no seal and is taken as it is.
+    """
+    if not (folder/'hashes.json').exists(): return
+    for name, expected in read_json(folder/'hashes.json').items():
+        path = folder/name
+        if path.exists() and file_hash(path) == expected: continue
+        fault = 'damaged: its content is not what was written' if path.exists() else 'missing'
+        raise UserError(f'{path} is {fault}; copy it again, or make it anew')
+
+# %% ../nbs/00_core.ipynb #339d04f6
+@contextmanager
+def only_writer(
+    out: Path,  # a file or a folder
+):
+    "Hold an output while it is written. Raises `UserError` where another call is writing it."
+    lock = out.with_name(f'.{out.name}.lock')
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    busy = UserError(f'{out} is being written by another call: wait for it, or name another output')
+    with open(lock, 'a', opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
+        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: raise busy from None
+        # Whoever held it before has removed it by now: this one is nobody's any more.
+        if not lock.exists() or lock.stat().st_ino != os.fstat(file.fileno()).st_ino: raise busy
+        try: yield
+        finally: lock.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #8a0046d1
+NO_MEMORY = (  # how torch, oneDNN and C++ say so
+    "can't allocate memory", 'Cannot allocate memory', 'could not create a primitive', 'std::bad_alloc')
+
+# %% ../nbs/00_core.ipynb #79c15482
+@contextmanager
+def memory_errors(advice: str):
+    "Turn a lack of memory inside, on the CPU or a GPU, into a `UserError` with the way out."
+    try: yield
+    except (MemoryError, RuntimeError) as e:  # `torch.OutOfMemoryError` is a RuntimeError
+        is_cpu = any(words in str(e) for words in NO_MEMORY)
+        is_memory = isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError'
+        if not is_memory and not is_cpu: raise
+        raise UserError(f'there is not enough memory: {advice}') from e
 
 # %% ../nbs/00_core.ipynb #7eedfb9b
 def runs_folder() -> Path:
@@ -289,6 +379,7 @@ def ensure_settings(
     Raises `UserError` naming the first value that differs.
     """
     folder = Path(folder)
+    remove_leftovers(folder)
     config = json.loads(json.dumps(config))  # as it will be read: tuples become lists
     if not (folder/'settings.json').exists(): write_json(folder/'settings.json', config)
     stored = with_new_names(read_json(folder/'settings.json'))

@@ -27,7 +27,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from threadpoolctl import threadpool_limits
 
 from .anatomy import Anatomy, Exam, generator, sample_anatomy, sample_exam
-from .core import atomic, ensure_settings, progress, UserError
+from .core import atomic, ensure_settings, only_writer, progress, UserError
 from .data import MANIFEST_COLUMNS
 from .pathology import (
     altered_anatomy, at_strength, check_strength, Finding, labels_of, render, render_pair, RENDERERS,
@@ -522,7 +522,7 @@ def write_phantoms(
     much_work = n * max(size, 128)**2 > 1000 * 128**2
     workers = workers or (os.cpu_count() if much_work else 1)
     rows = []
-    with progress(None, 'drawing studies', total=n) as bar:
+    with only_writer(folder), progress(None, 'drawing studies', total=n) as bar:
         for chunk in in_processes(write_chunk, chunks, workers):
             rows += chunk
             bar.update(min(20, n - bar.n))

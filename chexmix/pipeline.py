@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import chexmix
 from .batch_inference import embed_job, Job, read_texts, report_job, retrieve_job
-from .core import read_json, run_path, UserError
+from .core import memory_errors, read_json, run_path, UserError
 from .embeddings import embed
 from .model import ChexmixForCausalLM, fingerprint, study_masks
 from .processor import Processor
@@ -349,7 +349,7 @@ class Pipeline:
         if not items: return []
         pixels = self.opened.processor.read(items)
         answer = self.fill if self.task == 'inpaint' else self.ask
-        answers = answer(pixels, image_names(items))
+        with memory_errors('give fewer images at once'): answers = answer(pixels, image_names(items))
         return answers if several else answers[0]
 
 # %% ../nbs/inference/pipeline.ipynb #6bf5951d

@@ -174,5 +174,5 @@ def plot_texts(
     for title, text, color in lines:
         short = textwrap.shorten(text, 260, placeholder=' …')
         words = textwrap.fill(f'{title} {short}', width)
-        ax.text(0, y, words, color=color, fontsize=7, va='top', transform=ax.transAxes)
+        ax.text(0, y, words, color=color, fontsize=7, va='top', transform=ax.transAxes, parse_math=False)
         y -= .075 * (words.count('\n') + 1.7)

@@ -19,6 +19,7 @@ __all__ = ['CHOICES', 'DEFAULT_MASKING', 'STABLE', 'StageConfig', 'check_values'
 # %% ../nbs/05_pretrain.ipynb #c4a464f4
 import argparse, itertools, json, os, platform, re, shutil, subprocess, sys, textwrap
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -34,8 +35,9 @@ from transformers.utils.logging import disable_progress_bar
 
 # %% ../nbs/05_pretrain.ipynb #05a0000f
 from .core import (
-    atomic, changed, default_device, ensure_settings, is_code, Layout, open_run, parse_changes, read_json,
-    rng, run_path, Settings, UserError, with_new_names, write_json)
+    atomic, changed, check_seal, default_device, ensure_settings, is_code, Layout, memory_errors,
+    only_writer, open_run, parse_changes, read_json, rng, run_path, seal, Settings, UserError,
+    with_new_names, write_json)
 from .generate import fill_image, generate_reports
 from .model import (
     causal_loss, ChexmixForCausalLM, from_text_model, init_from_codebook, is_text, mask_tokens, new_model,
@@ -778,6 +780,7 @@ def save_stage(
             model.lm.eval().save_pretrained(part, state_dict=lm_weights)
             processor.save_pretrained(part)
             (part/'README.md').write_text(card, encoding='utf-8')
+            seal(part)
         move_weights_last(target/'unfinished', target)
         shutil.rmtree(target/'training')
     if process_group.world_size > 1: dist.barrier()
@@ -1050,7 +1053,8 @@ def pretrain(
 
     Raises `UserError` where the folder was made with other settings."""
     job = stage_job(folder, settings, stage, name, changes)
-    if not (job.target/'model.safetensors').exists():
+    if (job.target/'model.safetensors').exists(): return job.target
+    with nullcontext() if job.process_group.rank else only_writer(job.target):
         learn = stage_learner(job, callbacks)
         learn.fit(1)
         learn.save_stage()
@@ -1070,8 +1074,10 @@ def load_model(
         folder = folder/(name or (finished + ['stage1'])[0])
     if not (folder/'model.safetensors').exists():
         raise UserError(f'no trained model at {folder}: run 05_pretrain (`chexmix pretrain`) first')
-    model = ChexmixForCausalLM.from_pretrained(folder).to(default_device()).eval()
-    return model, Processor.from_pretrained(folder)
+    check_seal(folder)
+    with memory_errors('free some, or take a device with more (`--device`)'):
+        model = ChexmixForCausalLM.from_pretrained(folder).to(default_device()).eval()
+        return model, Processor.from_pretrained(folder)
 
 # %% ../nbs/05_pretrain.ipynb #c842ab35
 def command_line() -> argparse.ArgumentParser:

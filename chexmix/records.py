@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Record', 'content_hash', 'command_word', 'papermill_command', 'data_name', 'save_records', 'read_records',
-           'load_records', 'StudyValues', 'packed_values', 'save_study_values', 'read_study_values',
+           'load_records', 'StudyValues', 'packed_values', 'array_key', 'save_study_values', 'read_study_values',
            'load_study_values', 'paired_record', 'same_conditions', 'paired_records']
 
 # %% ../nbs/foundations/records.ipynb #794d78c8
-import hashlib, json, math, platform, re, time, zipfile
+import hashlib, json, math, platform, re, time, zipfile, zlib
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import product
@@ -148,6 +148,11 @@ def packed_values(kept: StudyValues) -> dict[str, np.ndarray]:  # name → array
         arrays[name] = x.astype(np.float32) if x.dtype.kind == 'f' else x
     return arrays
 
+# %% ../nbs/foundations/records.ipynb #81e381d4
+def array_key(x: np.ndarray) -> str:  # 16 hexadecimal digits
+    "Hash of an array's type, shape and values: its name in the file."
+    return hashlib.sha256(f'{x.dtype} {x.shape} '.encode() + x.tobytes()).hexdigest()[:16]
+
 # %% ../nbs/foundations/records.ipynb #ad2de2b3
 def save_study_values(
     folder: str | Path,       # of the run; the file goes to its `results/`
@@ -159,8 +164,7 @@ def save_study_values(
     for kept in all_kept:
         keys = {}
         for label, x in packed_values(kept).items():
-            about = f'{x.dtype} {x.shape} '.encode()
-            keys[label] = hashlib.sha256(about + x.tobytes()).hexdigest()[:16]
+            keys[label] = array_key(x)
             arrays[keys[label]] = x
         index.append(dict(task=kept.task, model=kept.model, detail=kept.detail, arrays=keys))
     with atomic(Path(folder)/'results'/f'{name}.npz') as path, open(path, 'wb') as file:
@@ -175,10 +179,13 @@ def read_study_values(
     try:
         with np.load(path) as file:
             for row in json.loads(str(file['index'])):
-                arrays = {label: file[key] for label, key in row.pop('arrays').items()}
+                keys = row.pop('arrays')
+                arrays = {label: file[key] for label, key in keys.items()}
+                damaged = [label for label, x in arrays.items() if array_key(x) != keys[label]]
+                if damaged: raise ValueError(f'{damaged[0]} is damaged')
                 ids = [arrays.pop(name).tolist() for name in ('study_ids', 'patients')]
                 found.append(StudyValues(row['task'], row['model'], *ids, arrays, row['detail']))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+    except (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
         raise UserError(f'{path} does not hold values of studies ({type(e).__name__}): '
                         'delete it and run that evaluation again') from e
     return found

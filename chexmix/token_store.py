@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd, pyarrow as pa, pyarrow.compute as pc, torch
 from datasets import concatenate_datasets, Dataset, disable_progress_bars, Features, List, Value
 
-from .core import (
-    atomic, ensure_settings, Layout, path_in, progress, rng, Settings, UserError, write_json)
+from chexmix.core import (
+    atomic, check_seal, ensure_settings, Layout, path_in, progress, rng, seal, Settings, UserError,
+    write_json)
 from .data import map_in_processes
 from .processor import Processor
 from .records import content_hash, data_name
@@ -144,6 +145,7 @@ def open_store(
     parts = sorted(folder.glob('part-*.arrow'))
     if not parts:
         raise UserError(f'no token store at {folder}: run 03_tokenizer (`chexmix tokenizer`) first')
+    check_seal(folder)
     studies = concatenate_datasets([Dataset.from_file(str(path)) for path in parts])
     run = os.path.abspath(folder.parent)
     return with_paths(studies, [os.path.join(run, image) for image in studies['path']])
@@ -189,14 +191,15 @@ def write_token_store(
     ensure_settings(folder, store_identity(processor, placed, part_size, longest))
     parts = missing_parts(folder, manifest, part_size)
     write_store_parts(folder, processor, parts, longest, workers)
-    for leftover in folder.glob('.part-*'): leftover.unlink(missing_ok=True)  # of a killed call
     store = open_store(folder)
     n_cut = pc.sum(store.data.column('cut')).as_py()
     if n_cut:
         print(f'{n_cut} reports are longer than {longest} ids and were cut: a longer context holds them')
     name = data_name(settings.data) or 'synthetic studies'
     info = dict(name=name, synthetic=not settings.data, n=len(manifest))
-    write_json(folder/'info.json', dict(info, hash=content_hash(*folder.glob('part-*'))))
+    info['hash'] = content_hash(*sorted(folder.glob('part-*')))
+    seal(folder)
+    write_json(folder/'info.json', info)
     return store
 
 # %% ../nbs/tokenizer/token_store.ipynb #ef8292ff

@@ -24,9 +24,9 @@ from sklearn.cluster import KMeans
 from tokenizers import decoders, models, pre_tokenizers, Tokenizer, trainers
 from transformers import PreTrainedTokenizerFast
 
-from chexmix.core import (
-    atomic, changed, default_device, Layout, open_run, path_in, read_json, rng, Settings, start_run,
-    UserError)
+from .core import (
+    atomic, changed, default_device, Layout, only_writer, open_run, path_in, read_json, rng, Settings,
+    start_run, UserError)
 from .data import check_split, read_table, scan, split_by_patient
 from .metrics import bootstrap_interval, code_usage, psnr, weighted_mean
 from .phantom import write_phantoms
@@ -596,11 +596,12 @@ def prepare_run(
     workers: int = 1, # processes that encode studies
 ) -> Path:
     "All of this notebook: studies, tokenizers, token store, records. Returns the run's folder."
-    folder = start_run(run, settings)
-    manifest = prepare_data(folder, settings)
-    processor = train_processor(folder, settings, manifest)
-    write_token_store(folder/'store', processor, manifest, settings, workers)
-    if not (folder/'results'/'tokenizer.json').exists(): evaluate_tokenizer(folder, settings.seed)
+    with only_writer(run_path(run)):
+        folder = start_run(run, settings)
+        manifest = prepare_data(folder, settings)
+        processor = train_processor(folder, settings, manifest)
+        write_token_store(folder/'store', processor, manifest, settings, workers)
+        if not (folder/'results'/'tokenizer.json').exists(): evaluate_tokenizer(folder, settings.seed)
     return folder
 
 # %% ../nbs/03_tokenizer.ipynb #88f9e4d0

@@ -19,7 +19,7 @@ warnings.filterwarnings('ignore', '.*torch.jit.script. is deprecated', FutureWar
 warnings.filterwarnings('ignore', r'You are shadowing an attribute \(log\)')
 
 # %% ../nbs/foundations/training_loop.ipynb #afb30faa
-import math, os, re, time, zlib
+import math, os, pickle, re, time, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -44,7 +44,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from .core import with_new_names, atomic, default_device, progress, rng, UserError
+from .core import (
+    atomic, default_device, host_mark, memory_errors, progress, remove_leftovers, rng, UserError,
+    with_new_names)
 
 # %% ../nbs/foundations/training_loop.ipynb #bd98cd90
 @lru_cache(2)
@@ -182,15 +184,26 @@ class StepState(Callback):
 
 # %% ../nbs/foundations/training_loop.ipynb #aef55360
 class StopNonFinite(Callback):
-    "Stop at the first loss that is not finite; the batch is kept as `bad_batch.pt`."
-    def __init__(self, folder: Path): self.folder = Path(folder)
+    """Stop at the first loss or gradient that is not finite; the batch is kept as `bad_batch.pt`.
 
-    def after_loss(self):
-        loss = self.learn.loss_grad
-        if torch.isfinite(loss): return
+    The norm of the gradients is cut to `clip`.
+    """
+    order = GradientClip.order
+    def __init__(self, folder: Path, clip: float = 1.):
+        self.folder = Path(folder)
+        self.clip = clip
+
+    def after_loss(self): self.check('loss', self.learn.loss_grad)
+
+    def before_step(self):
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.check('norm of the gradients', norm)
+
+    def check(self, name: str, value: torch.Tensor):
+        if torch.isfinite(value): return
         with atomic(self.folder/'bad_batch.pt') as path:
             torch.save(dict(step=self.learn.done, xb=self.xb, yb=self.yb), path)
-        raise UserError(f'loss is {loss.item()} at step {self.learn.done}: '
+        raise UserError(f'{name} is {value.item()} at step {self.learn.done}: '
                         f'lower the learning rate; the batch is in {self.folder}/bad_batch.pt')
 
 # %% ../nbs/foundations/training_loop.ipynb #5d3042c8
@@ -227,7 +240,7 @@ def write_checkpoint(
     Raises `UserError` where the disk refuses.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder/f'.{os.getpid()}.part'
+    part = folder/f'.checkpoint.{host_mark()}-{os.getpid()}.part'
     try:
         torch.save(state, part)
         os.replace(part, folder/f'step-{state["done"]:08d}-{checksum(part):08x}.pt')
@@ -244,10 +257,12 @@ def read_checkpoint(folder: Path) -> dict | None:
 
     What a killed process left half-written is removed.
     """
-    for part in folder.glob('.*.part'): part.unlink()
+    remove_leftovers(folder)
     for path in checkpoints(folder):
         if f'{checksum(path):08x}' == path.stem[-8:]:
-            return torch.load(path, map_location='cpu', weights_only=True)
+            # A file that holds more than numbers is refused, and nothing in it runs.
+            try: return torch.load(path, map_location='cpu', weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError): pass
         print(f'{path} is damaged: going on from the checkpoint before it')
 
 # %% ../nbs/foundations/training_loop.ipynb #bd8e4935
@@ -342,6 +357,7 @@ class LogWriter:
         self.path = path
         self.since = time.perf_counter(), done
         from tensorboardX import SummaryWriter
+        remove_leftovers(path.parent)
         self.board = SummaryWriter(str(path.with_suffix('')/'tensorboard'), purge_step=done + 1)
 
     def write(self, log: list[dict]):
@@ -661,7 +677,7 @@ def training_callbacks(
     return [
         Distribute(group, bf16), TrainEvalCallback(), Recorder(),
         StepState(learning_rate, settings.seed, group.rank),
-        StopNonFinite(folder), GradientClip(settings.clip),
+        StopNonFinite(folder, settings.clip),
         Log(settings.log_every, n_steps, settings.title, validate, settings.log_path),
         Checkpoint(folder, settings.checkpoint_seconds)]
 
@@ -683,7 +699,10 @@ def fit(
             raise UserError('the learning rate follows its schedule: name its peak where the learner is '
                             'made, for example get_learner(run, lr=1e-3)')
         self.dls.train.start = self.done
-    try: Learner.fit(self, n_epoch, **kwargs)
+    advice = ('take a smaller batch, compute steps in more parts (`--parts`) or recompute (`--recompute`); '
+              'the same call goes on from the last checkpoint')
+    try:
+        with memory_errors(advice): Learner.fit(self, n_epoch, **kwargs)
     except UserError as e:
         raise UserError(str(e).split('\n\t')[-1]) from None  # fastai names the callback first
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .core import atomic, read_json, Settings, UserError, write_json
+from .core import atomic, check_seal, read_json, seal, Settings, UserError, write_json
 
 # %% ../nbs/tokenizer/vqgan.ipynb #ae9cb4f6
 @dataclass(frozen=True)
@@ -271,11 +271,12 @@ def save_pretrained(
     self: VQModel,
     folder: str | Path,
 ):
-    "Write `config.json` and `model.safetensors`, complete or not at all."
+    "Write `config.json` and `model.safetensors`, complete or not at all, and seal them."
     state = {name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()}
     with atomic(folder) as part:
         write_json(part/'config.json', asdict(self.config))
         save_file(state, part/'model.safetensors')
+        seal(part)
 
 # %% ../nbs/tokenizer/vqgan.ipynb #be6d8939
 @patch(cls_method=True)
@@ -288,6 +289,7 @@ def from_pretrained(
     Raises `UserError` where a file or a key is missing, or damaged.
     """
     folder = Path(folder)
+    check_seal(folder)
     sizes, weights = read_json(folder/'config.json'), folder/'model.safetensors'
     try: config = VQConfig(**sizes | {'channel_mult': tuple(sizes['channel_mult'])})
     except (TypeError, KeyError) as e:

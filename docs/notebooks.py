@@ -2,7 +2,7 @@
 
 Usage: `python docs/notebooks.py README.md`, `… docs/_source`, or `… --list`.
 """
-import ast, re, shutil, sys
+import ast, json, re, shutil, sys
 from pathlib import Path
 
 import nbformat
@@ -105,6 +105,26 @@ def toctree(
     return f'\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(pages) + '\n```\n'
 
 
+def faults_page() -> str:
+    "The table of the fault campaign, and what it found, from its record; '' where there is none."
+    path = root/'results'/'faults.json'
+    if not path.exists(): return ''
+    record = json.loads(path.read_text(encoding='utf-8'))
+    lines = [
+        '# Faults on purpose', '',
+        'What `make faults` tried. A trial survives where all that must hold afterwards does.',
+        'The interval is for the share that survives, at 95%.', '',
+        '| fault | tried | survived | interval | date | commit |', '|---|---|---|---|---|---|']
+    for row, measured in zip(record['rows'], record['records']):
+        interval = f'{measured["low"]:.2%}–{measured["high"]:.0%}'
+        cells = row['kind'], f'{row["tried"]:,}', f'{row["survived"]:,}', interval, row['date'], row['commit']
+        lines.append(f'| {" | ".join(cells)} |')
+    lines += ['', '## Found and mended', '']
+    for fault in record.get('found', []):
+        lines.append(f'- **{fault["kind"]}**: {fault["found"]} {fault["mended"]}')
+    return '\n'.join(lines) + '\n'
+
+
 def source(
     folder: Path,  # made anew
 ):
@@ -130,10 +150,13 @@ def source(
     for room, caption in ROOMS.items():
         if room in pages: index += toctree(caption, pages.pop(room))
     if pages: raise SystemExit(f'no caption for nbs/{next(iter(pages))}: add it to ROOMS')
-    index += toctree('API', [f'api/{m}' for m in names]) + toctree('Project', ['contributing', 'card'])
+    project = ['contributing', 'card', 'licences', *(['faults'] if faults_page() else [])]
+    index += toctree('API', [f'api/{m}' for m in names]) + toctree('Project', project)
     (folder/'index.md').write_text(index, encoding='utf-8')
     shutil.copy(root/'CONTRIBUTING.md', folder/'contributing.md')
     shutil.copy(root/'chexmix'/'bundled'/'README.md', folder/'card.md')  # of the weights in the package
+    shutil.copy(root/'docs'/'licences.md', folder/'licences.md')
+    if faults_page(): (folder/'faults.md').write_text(faults_page(), encoding='utf-8')
     for m in names:
         title = f'chexmix.{m}'
         page = f'{title}\n{"=" * len(title)}\n\n.. automodule:: {title}\n   :members:\n'

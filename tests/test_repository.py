@@ -1,5 +1,5 @@
 "The repository: exports in step, clean notebooks, plain lines, papermill parameters, a complete wheel."
-import ast, os, re, shutil, subprocess, sys, zipfile
+import ast, os, re, shutil, subprocess, sys, tarfile, zipfile
 from configparser import ConfigParser
 from email import message_from_bytes
 from pathlib import Path
@@ -215,3 +215,48 @@ def test_constraints_name_every_requirement():
     pinned = {plain(line.split('==')[0]) for line in lines if '==' in line}
     requirements = [*ini['DEFAULT']['requirements'].split(), *ini['DEFAULT']['dev_requirements'].split()]
     assert {plain(re.split('[<>=]', r)[0]) for r in requirements} <= pinned
+
+
+FOREIGN = (  # what may lie in a checkout and must never be published
+    '.env', 'runs/demo/manifest.csv', 'notes.txt', 'chexmix/secret.key', 'nbs/.ipynb_checkpoints/a.ipynb',
+    'tests/patient.dcm', 'docs/_source/index.md', 'chexmix/__pycache__/core.pyc', 'results/mine.json')
+PUBLISHED = (  # of a source distribution
+    r'chexmix/\w+\.py|chexmix/bundled/.+|nbs/.+\.ipynb|tests/.+\.py|docs/\w+\.(py|md)|docs/static/.+\.css|'
+    r'settings\.ini|setup\.(py|cfg)|pyproject\.toml|constraints\.txt|Makefile|MANIFEST\.in|LICENSE|'
+    r'README\.md|CITATION\.cff|CONTRIBUTING\.md|PKG-INFO|chexmix\.egg-info/.+')
+
+
+def test_wheel_and_source_distribution_hold_nothing_else(tmp_path):
+    "Files of the checkout that are not ours stay where they are."
+    source = tmp_path/'source'
+    ignored = shutil.ignore_patterns('.git', '.venv', 'runs', '__pycache__', '_docs', 'results')
+    shutil.copytree(root, source, ignore=ignored)
+    for name in FOREIGN:
+        (source/name).parent.mkdir(parents=True, exist_ok=True)
+        (source/name).write_text('secret')
+    command = [sys.executable, '-m', 'build', '--no-isolation', '--sdist', '--wheel', '-o', tmp_path, source]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    wheel = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
+    ours = r'chexmix/(\w+\.py|bundled/.+)|chexmix-[^/]+\.dist-info/.+'
+    others = [name for name in wheel if not re.fullmatch(ours, name)]
+    assert not others
+    with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as archive:
+        names = [m.name.partition('/')[2] for m in archive.getmembers() if m.isfile()]
+        assert not [m.name for m in archive.getmembers() if m.issym() or m.islnk()]
+    assert not [name for name in names if not re.fullmatch(PUBLISHED, name)]
+
+
+def test_hashes_are_those_of_the_constraints():
+    "CI installs the versions that are known to work, each from files whose hashes are known."
+    def pins(path):
+        found = re.findall(r'(?m)^([\w.-]+==[^\s;]+)', (root/path).read_text())
+        return sorted(pin.lower().replace('_', '-') for pin in found)
+    text = (root/'.ci'/'requirements.txt').read_text()
+    assert pins('.ci/requirements.txt') == pins('constraints.txt')
+    assert all('--hash=sha256:' in part for part in re.split(r'(?m)^(?=[\w.-]+==)', text)[1:])
+
+
+def test_the_licence_of_each_package_is_listed():
+    listed = re.findall(r'(?m)^\| ([\w.-]+) \| \S', (root/'docs'/'licences.md').read_text())
+    pinned = re.findall(r'(?m)^([\w.-]+)==', (root/'constraints.txt').read_text())
+    assert set(pinned) <= set(listed)
