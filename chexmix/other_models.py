@@ -624,11 +624,10 @@ def evaluate_classifiers(
     comparison: ComparisonSettings,
 ) -> tuple[list[Record], list[StudyValues]]:
     "Classification by the features of some systems: records and scores."
-    records, all_kept, each = [], [], (min(comparison.ratios),)
+    records, all_kept, ratios = [], [], sorted(comparison.ratios)
     detail = dict(pooling=pooling(comparison.regions), uncertain=comparison.uncertain)
     for name, features in systems.items():
-        found, _, kept = score_system(
-            name, features, groups, comparison.ratios, comparison.seed, each, **detail)
+        found, _, kept = score_system(name, features, groups, ratios, comparison.seed, ratios[:1], **detail)
         records, all_kept = records + found, all_kept + kept
     return records, all_kept
 
