@@ -104,7 +104,6 @@ class Look:
     "What a model makes of some studies."
     studies: list[Phantom]
     images: torch.Tensor    # (N, H, W) in 0…1
-    decoded: torch.Tensor   # (N, H, W) what the codes keep
     mask: torch.Tensor      # (N, n) bool, True = hidden
     filled: torch.Tensor    # (N, H, W) with the hidden cells filled in
     reports: list[str]      # N
@@ -127,7 +126,7 @@ def take_look(
     with torch.no_grad(): guessed = fill_image(model, codes, mask)
     retrieved = pipeline('retrieve', opened, k=1)(list(images))
     return Look(
-        studies, images, processor.decode_images(codes), mask, processor.decode_images(guessed),
+        studies, images, mask, processor.decode_images(guessed),
         write_reports(model, processor, codes), write_reports(model, processor, codes, mask),
         ask_findings(model, processor, opened.questions, codes),
         classify(model, processor, opened.probe, images), [answer['report'] for answer in retrieved])

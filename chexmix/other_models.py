@@ -21,14 +21,15 @@ import matplotlib.pyplot as plt, numpy as np, torch, torch.nn.functional as F
 from datasets import Dataset
 from safetensors.torch import load_model, save_model
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LogitsProcessorList, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from .baselines import beside_models, ComparisonSettings
 from .classify import cohorts, pooling, score_system
 from .core import (
     atomic, default_device, ensure_settings, open_run, progress, read_json, rng, Settings, UserError)
 from .embeddings import region_means
-from .generate import AllowedIds, generate_images, greedy_decode, report_ids
+from .generate import (
+    generate_images, generate_with_transformers, greedy_decode, report_ids)
 from .inpaint import (
     keep_filling, masked_test_studies, MaskedStudies, mean_records, paste, plot_fillings)
 from .metrics import bootstrap_interval, weighted_mean
@@ -470,16 +471,12 @@ def sample_reports(
 ) -> list[str]:
     "Reports sampled from a language model that sees no image."
     layout, lm = processor.layout, report_model.lm
-    closing, allowed = report_ids(layout)
     longest = min(max_new_tokens, lm.config.max_position_embeddings - 1)
     start = torch.full((n, 1), layout.text_start, device=lm.device)
     with evaluating(report_model), torch.random.fork_rng():
         torch.manual_seed(seed)
-        ids = lm.generate(
-            start, attention_mask=torch.ones_like(start), do_sample=True, max_new_tokens=longest,
-            min_new_tokens=5, eos_token_id=closing, pad_token_id=layout.pad,
-            logits_processor=LogitsProcessorList([AllowedIds(allowed)]))
-    return [decode_text(processor, row, skip_special_tokens=True) for row in ids[:, 1:].tolist()]
+        ids = generate_with_transformers(lm, start, longest, least=5, do_sample=True)
+    return [decode_text(processor, row, skip_special_tokens=True) for row in ids.tolist()]
 
 # %% ../nbs/compare/other_models.ipynb #7a7e0002
 def rate_search_parts(
@@ -624,11 +621,10 @@ def evaluate_classifiers(
     comparison: ComparisonSettings,
 ) -> tuple[list[Record], list[StudyValues]]:
     "Classification by the features of some systems: records and scores."
-    records, all_kept, each = [], [], (min(comparison.ratios),)
+    records, all_kept, ratios = [], [], sorted(comparison.ratios)
     detail = dict(pooling=pooling(comparison.regions), uncertain=comparison.uncertain)
     for name, features in systems.items():
-        found, _, kept = score_system(
-            name, features, groups, comparison.ratios, comparison.seed, each, **detail)
+        found, _, kept = score_system(name, features, groups, ratios, comparison.seed, ratios[:1], **detail)
         records, all_kept = records + found, all_kept + kept
     return records, all_kept
 

@@ -173,7 +173,8 @@ def import_text(
 # %% ../nbs/foundations/remote_code.ipynb #bee95956
 HEADER = '''"""{title}
 
-Written by chexmix {version} out of its modules {modules}. Research software, never for clinical use.
+Written by chexmix {version} out of its modules {modules}.
+Research software, never for clinical use.
 """
 from __future__ import annotations
 

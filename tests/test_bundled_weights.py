@@ -30,7 +30,7 @@ def test_weights_answer_where_no_model_is_named(weights, tmp_path, monkeypatch, 
     monkeypatch.setenv('CHEXMIX_RUNS', str(tmp_path/'runs'))
     monkeypatch.setattr(pipelines, 'BUNDLED', weights)
     Image.fromarray((make_phantom(1, 0, 64).image * 255).astype(np.uint8)).save(tmp_path/'a.png')
-    answers = {'report': 'FINDINGS', 'classify': 'Pleural Effusion', 'retrieve -k 1': 'FINDINGS'}
+    answers = {'report': 'IMPRESSION', 'classify': 'Pleural Effusion', 'retrieve -k 1': 'IMPRESSION'}
     for words, answer in answers.items():
         assert main([*words.split(), str(tmp_path/'a.png')]) == 0
         printed = capsys.readouterr()

@@ -122,7 +122,7 @@ def test_command_without_questions(tiny_run, tmp_path, capsys):
     image = next((tiny_run/'phantoms').rglob('*.png'))
     assert main(['classify', '--ask', str(image), '--model', str(weights)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert 'no questions were prepared' in error and '--ask' in error
+    assert 'no questions were prepared' in error and 'evaluate ask' in error
 
 
 def test_evaluated_then_asked_by_command(tiny_run, tmp_path, capsys):

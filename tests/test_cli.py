@@ -53,6 +53,7 @@ def own_run(tiny_run, tmp_path_factory):
     for name in ('settings.json', 'manifest.csv', 'quarantine.csv'): shutil.copy(tiny_run/name, run)
     for name in ('processor', 'image_tokenizer', 'store', 'stage1', 'stage2', 'logs'):
         shutil.copytree(tiny_run/name, run/name)
+    (run/'phantoms').symlink_to(tiny_run/'phantoms')
     (run/'results').mkdir()
     shutil.copy(tiny_run/'results'/'tokenizer.json', run/'results')
     return run
@@ -429,7 +430,7 @@ def test_demo_on_a_table_named_from_here(tmp_path, monkeypatch, capsys):
     words += ['--notebooks', str(root/'nbs')]
     assert main(words) == 0
     printed, page = capsys.readouterr().out, (run/'index.html').read_text()
-    assert 'min left' in printed and 'Classification' in printed and 'index.html' in printed
+    assert 'min left' in printed and 'Findings by a probe' in printed and 'index.html' in printed
     assert page.count('<img') > 10 and 'synthetic' not in page
     assert len(list((run/'notebooks').glob('*.ipynb'))) == 9
     assert len(list((run/'results').glob('*.json'))) >= 6

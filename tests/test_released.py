@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import models, pre_tokenizers, Tokenizer
 from transformers import PhiForCausalLM
 
-import chexmix.batch_inference as batch_inference, chexmix.released as released
+import chexmix.batch_inference as batch_inference, chexmix.data as data, chexmix.released as released
 from chexmix.batch_inference import embed_files, report_files
 from chexmix.cli import main
 from chexmix.core import read_json, UserError, write_json
@@ -535,7 +535,7 @@ def test_a_file_that_kills_its_reader_is_set_aside(folder, loaded, tmp_path, mon
         tried.extend(items)
         return [None if item.endswith('2.png') else True for item in items]
 
-    monkeypatch.setattr(batch_inference, 'map_in_processes', read_in_processes)
+    monkeypatch.setattr(data, 'map_in_processes', read_in_processes)
     (tmp_path/'.out.csv.reading').write_text(f'{folder}/0.png\n{folder}/2.png')
     table = report_files(*loaded, [folder], tmp_path/'out.csv', new=6)
     bad = pd.read_csv(tmp_path/'out.csv.quarantine.csv').set_index('path')

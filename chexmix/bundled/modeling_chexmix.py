@@ -1,6 +1,7 @@
 """The language model of CheXmix.
 
-Written by chexmix 0.1.0 out of its modules core, model. Research software, never for clinical use.
+Written by chexmix 0.1.0 out of its modules core, model.
+Research software, never for clinical use.
 """
 from __future__ import annotations
 
@@ -112,9 +113,8 @@ def ids_since_start(
 ) -> torch.Tensor:  # (B, T) 0 = `I_s`, 1…n = the codes after it, n+1 = anything else
     "How many ids ago an image began."
     position = torch.arange(input_ids.shape[1], device=input_ids.device)
+    start = torch.where(input_ids == layout.image_start, position, -1).cummax(1).values  # the last; or -1
     outside = layout.n_image + 1
-    start = torch.where(input_ids == layout.image_start, position, -1)
-    start = start.cummax(1).values  # (B, T) the last `I_s` up to here; -1 = before these ids
     before = outside if before is None else before[:, None]
     since = torch.where(start >= 0, position - start, position + 1 + before)
     return since.clamp(max=outside)

@@ -1,6 +1,7 @@
 """The processor of CheXmix.
 
-Written by chexmix 0.1.0 out of its modules core, radiograph, vqgan, processor. Research software, never for clinical use.
+Written by chexmix 0.1.0 out of its modules core, radiograph, vqgan, processor.
+Research software, never for clinical use.
 """
 from __future__ import annotations
 
@@ -117,6 +118,7 @@ def read_json(path: str | Path):
 
 def default_device() -> torch.device:
     "The first CUDA device, else the CPU."
+    import torch
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 class Absent:
