@@ -160,7 +160,7 @@ def pack_facts(
                         'only weights from synthetic studies are packed')
     if not (folder/'results'/'report.json').exists():
         command = f'chexmix evaluate report --run {folder.name}'
-        raise UserError(f'no reports of {stage} were judged: run `{command}` first')
+        raise UserError(f'no reports of {stage} were evaluated: run `{command}` first')
     report = read_json(folder/'results'/'report.json')
     weights, measured = content_hash(folder/stage/'model.safetensors'), report['weights'].get(stage)
     if weights != measured:

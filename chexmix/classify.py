@@ -736,8 +736,8 @@ def auroc_difference(
 ):
     "Macro AUROC of one system minus that of another, as a statistic for `bootstrap_interval`."
     counted = in_macro(labels)
-    of_counted = [macro(weighted_auroc, labels[:, counted], scores[:, counted]) for scores in (ours, theirs)]
-    first, second = of_counted
+    def mean_of(scores): return macro(weighted_auroc, labels[:, counted], scores[:, counted])
+    first, second = mean_of(ours), mean_of(theirs)
     return lambda weights: first(weights) - second(weights)
 
 # %% ../nbs/06_classify.ipynb #da55b065

@@ -10,10 +10,10 @@ __all__ = ['EVALUATIONS', 'DEMO', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_pat
            'fitted', 'print_table', 'sample', 'phantom', 'run_settings', 'train_tokenizers', 'tokenizer',
            'start_settings', 'pretrain', 'show_records', 'model_name', 'opened', 'without_images', 'is_table',
            'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers',
-           'embed', 'ranked', 'retrieve_by_text', 'retrieve', 'evaluation', 'judged_stages', 'evaluate', 'export',
+           'embed', 'ranked', 'retrieve_by_text', 'retrieve', 'evaluation', 'evaluated_stages', 'evaluate', 'export',
            'pack', 'audit', 'time_left', 'Lines', 'execute', 'run_notebooks', 'demo', 'add_making_commands',
            'add_using_commands', 'add_embed_options', 'add_retrieve_options', 'add_pretrain_options',
-           'add_making_options', 'add_model_options', 'add_use_options', 'add_judging_commands', 'build_parser',
+           'add_making_options', 'add_model_options', 'add_use_options', 'add_evaluate_commands', 'build_parser',
            'run_command', 'main']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
@@ -255,8 +255,8 @@ def without_images(args) -> int:
     if args.bare:
         args.parser.print_help()
         return 2
-    judging = f'; `chexmix evaluate {name} --run {args.run}` judges a run' if name in EVALUATIONS else ''
-    raise UserError(f'nothing to {name}: name radiographs, folders or tables{judging}')
+    advice = f'; `chexmix evaluate {name} --run {args.run}` evaluates a run' if name in EVALUATIONS else ''
+    raise UserError(f'nothing to {name}: name radiographs, folders or tables{advice}')
 
 # %% ../nbs/14_cli.ipynb #f806776b
 def is_table(
@@ -452,11 +452,11 @@ def evaluation(args):
     return partial(measure, comparison=found.ComparisonSettings(seed=args.seed))
 
 # %% ../nbs/14_cli.ipynb #51c9c8a4
-def judged_stages(
+def evaluated_stages(
     folder: Path,  # of the run
     names: str,    # with commas between; '' = stage1 and stage2, as far as they are there
 ) -> list[str]:
-    "The stages of a run that are judged. Raises `UserError` where one is not trained."
+    "The stages of a run that are evaluated. Raises `UserError` where one is not trained."
     def is_trained(name): return (folder/name/'model.safetensors').exists()
     stages = names.split(',') if names else [*filter(is_trained, ('stage1', 'stage2'))] or ['stage1']
     for name in stages:
@@ -474,7 +474,7 @@ def evaluate(args) -> int:
     place = folder/'results'/f'{args.task}.json'
     if place.exists() and not args.force:
         raise UserError(f'{place} is there already and is kept; --force measures again and replaces it')
-    if args.task != 'baselines': args.models = judged_stages(folder, args.models)
+    if args.task != 'baselines': args.models = evaluated_stages(folder, args.models)
     show_records(evaluation(args)(folder), EVALUATIONS[args.task][2])
     print(f'all records: {place}')
     return 0
@@ -759,8 +759,8 @@ def add_use_options(p: Parser) -> Parser:
     return add_model_options(p)
 
 # %% ../nbs/14_cli.ipynb #05fe7113
-def add_judging_commands(commands):
-    "Commands that judge a run, or pass it on."
+def add_evaluate_commands(commands):
+    "Commands that evaluate a run, or pass it on."
     p = command(commands, evaluate, 'chexmix evaluate retrieve --run try --models stage2')
     p.add_argument('task', choices=tuple(EVALUATIONS), help='what is measured')
     p.add_argument('--models', default='', metavar='STAGE,STAGE',
@@ -783,7 +783,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(metavar='command', parser_class=Parser)
     add_making_commands(commands)
     add_using_commands(commands)
-    add_judging_commands(commands)
+    add_evaluate_commands(commands)
     p = command(commands, audit, 'chexmix audit phantoms/manifest.csv')
     p.add_argument('path', help='a manifest or table (CSV, Parquet), or a folder of images or DICOM files')
     p.add_argument('-o', '--out', default='audit', help='folder for tables and picture (default: audit)')

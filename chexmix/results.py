@@ -290,7 +290,7 @@ def dependence_sentence(
     if model not in found.index: return ''
     interval = with_interval(found.loc[model])
     if found.low[model] > 0: return f'Its reports depend on the image: image dependence {interval}.'
-    return f'Its reports do not depend on the image: image dependence {interval}, where 0 is chance.'
+    return f'It is not shown that its reports depend on the image: image dependence {interval}, 0 is chance.'
 
 # %% ../nbs/11_results.ipynb #6fa67666
 def conclusions(

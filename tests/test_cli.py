@@ -162,8 +162,8 @@ MISTAKES = {
     'unknown option': ('inpaint --colour red', '--colour'),
     'unknown command': ('rapport', 'rapport'),
     'image not named': ('report --run {run}', 'chexmix evaluate report --run'),
-    'judging a stage that is not there': ('evaluate report --run {run} --models longer', 'longer'),
-    'judging an unknown task': ('evaluate translate --run {run}', 'translate'),
+    'evaluating a stage that is not there': ('evaluate report --run {run} --models longer', 'longer'),
+    'evaluating an unknown task': ('evaluate translate --run {run}', 'translate'),
     'stage that is not there': ('report {images}/a.png --run {run} --stage longer', 'stage1, stage2'),
     'folder that is not there': ('report {images}/a.png --model {tmp}/released/', 'released'),
     'a stage as a run': ('evaluate report --run {run}/stage1', 'settings of a run'),
@@ -355,7 +355,7 @@ def test_every_example_of_the_help_runs_as_it_stands(own_run, tmp_path, monkeypa
     shutil.copytree(own_run, tmp_path/'runs'/'try')
     run = tmp_path/'runs'/'try'
     (run/'results'/'retrieve.json').unlink(missing_ok=True)
-    # `pack` wants a probe, and reports that were judged.
+    # `pack` wants a probe, and reports that were evaluated.
     evaluate_classify(run, ['stage2'], most=40, ratios=(0,))
     evaluate_report(run, ['stage2'], most=16, ratios=(0,))
     examples = examples_of_help()
