@@ -25,8 +25,8 @@ from tokenizers import decoders, models, pre_tokenizers, Tokenizer, trainers
 from transformers import PreTrainedTokenizerFast
 
 from .core import (
-    atomic, changed, default_device, Layout, only_writer, open_run, path_in, read_json, rng, run_path, Settings,
-    start_run, UserError)
+    atomic, changed, default_device, Layout, only_writer, open_run, path_in, read_json, rng, run_path,
+    Settings, start_run, UserError)
 from .data import check_split, read_table, scan, split_by_patient
 from .metrics import bootstrap_interval, code_usage, psnr, weighted_mean
 from .phantom import write_phantoms
