@@ -6,10 +6,10 @@
 __all__ = ['FULL_STATE', 'pass_order', 'batch_indices', 'bucketed_indices', 'StepLoader', 'ProcessGroup', 'init_distributed',
            'LearningRate', 'StepState', 'StopNonFinite', 'training_state', 'checkpoints', 'checksum',
            'write_checkpoint', 'read_checkpoint', 'save_state', 'Checkpoint', 'KeepState', 'add_value',
-           'validation_row', 'LogWriter', 'Log', 'bfloat16_speedup', 'has_bfloat16', 'attention_in_float32',
-           'mix_precision', 'part_of', 'StepLearner', 'set_gradient_sync', 'Distribute', 'parameter_groups',
-           'MuonAdamW', 'check_identity', 'load_state', 'load_fork', 'resume', 'FitSettings', 'training_callbacks',
-           'searching', 'new_learner', 'fit']
+           'validation_row', 'TensorBoardLog', 'LogWriter', 'Log', 'bfloat16_speedup', 'has_bfloat16',
+           'attention_in_float32', 'mix_precision', 'part_of', 'StepLearner', 'set_gradient_sync', 'Distribute',
+           'parameter_groups', 'MuonAdamW', 'check_identity', 'load_state', 'load_fork', 'resume', 'FitSettings',
+           'training_callbacks', 'searching', 'new_learner', 'fit']
 
 # %% ../nbs/foundations/training_loop.ipynb #85c6d072
 import warnings
@@ -346,6 +346,31 @@ def validation_row(
     learn.model.train()
     return row
 
+# %% ../nbs/foundations/training_loop.ipynb #b0a7d106
+class TensorBoardLog:
+    "Numbers for TensorBoard, each written at once: no thread waits by a clock that may jump."
+    def __init__(
+        self,
+        folder: Path,
+        first: int,  # step; TensorBoard drops what an earlier file says of it and of later ones
+    ):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+        folder.mkdir(parents=True, exist_ok=True)
+        self.writer = EventsWriter(str(folder/'events'))
+        self.write(first, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, **content):
+        from tensorboardX.proto.event_pb2 import Event
+        self.writer.write_event(Event(wall_time=time.time(), step=step, **content))
+
+    def add(self, row: dict, step: int):
+        from tensorboardX.summary import scalar
+        for name, value in row.items(): self.write(step, summary=scalar(name, value))
+        self.writer.flush()
+
+    def close(self): self.writer.close()
+
 # %% ../nbs/foundations/training_loop.ipynb #c6127f69
 class LogWriter:
     "Writes the log of a training as CSV and for TensorBoard."
@@ -356,9 +381,8 @@ class LogWriter:
     ):
         self.path = path
         self.since = time.perf_counter(), done
-        from tensorboardX import SummaryWriter
         remove_leftovers(path.parent)
-        self.board = SummaryWriter(str(path.with_suffix('')/'tensorboard'), purge_step=done + 1)
+        self.board = TensorBoardLog(path.with_suffix('')/'tensorboard', done + 1)
 
     def write(self, log: list[dict]):
         "Write the log, whose last row is new."
@@ -368,7 +392,7 @@ class LogWriter:
         self.since = now, row['step']
         with atomic(self.path) as part: pd.DataFrame(log).to_csv(part, index=False)
         speed = dict(seconds_a_step=(now - start) / max(1, row['step'] - done))
-        for name, value in (row | speed).items(): self.board.add_scalar(name, value, row['step'])
+        self.board.add(row | speed, row['step'])
 
     def close(self): self.board.close()
 

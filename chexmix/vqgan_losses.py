@@ -261,9 +261,9 @@ def step(
         with atomic(self.folder/'bad_batch.pt') as path: torch.save(batch, path)
         raise UserError(f"the discriminator's loss is {loss.item()} at step {self.learn.done}: "
                         f'lower the learning rate; the batch is in {self.folder}/bad_batch.pt')
-    self.optimizer.zero_grad()
     loss.backward()
     self.optimizer.step()
+    self.optimizer.zero_grad()  # or the tokenizer's next step would be clipped by these gradients as well
     discriminator.requires_grad_(False)
     self.learn.parts['discriminator'] = loss.detach()
     self.learn.memory['discriminator'] = self.optimizer.state_dict()

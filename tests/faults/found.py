@@ -3,6 +3,9 @@
 FOUND = [
     ('SIGKILL', 'A killed writer left incomplete files among the finished ones.',
      'The next call removes what a dead process of the same machine left.'),
+    ('SIGKILL', 'A killed tokenizer training ended with other weights: gradients of the discriminator counted '
+     'in the clipping of the next step, and a new process had none.',
+     'They are gone after the step of the discriminator.'),
     ('two runs', 'A second call deleted the checkpoint or the part of a store that the first was writing.',
      'A folder has one writer; a second call is refused in one line.'),
     ('damaged files', 'A changed bit in weights, tokenizers or a token store was loaded without a word.',
