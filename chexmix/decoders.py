@@ -11,6 +11,7 @@ from concurrent.futures import TimeoutError
 
 import gdcm
 from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky.backend.process import LokyProcess
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 # %% ../nbs/data/decoders.ipynb #f5559e0e
@@ -21,10 +22,11 @@ class DecoderDied(ValueError):
 class Apart:
     "Calls functions, one at a time, in one process of its own, which is made anew where it dies."
     def __init__(self, idle: int = 60):  # seconds without work after which the process ends
-        self.idle, self.pool, self.lock = idle, None, threading.Lock()
+        self.idle, self.pool, self.lock, self.owner = idle, None, threading.Lock(), os.getpid()
 
     def __call__(self, function, *args, seconds: float = 60., **kwargs):
         "What a function returns. Raises its error, or `DecoderDied` where it dies or takes too long."
+        if self.owner != os.getpid(): self.__init__(self.idle)  # a fork has no threads of its parent's pool
         with self.lock:
             if not self.pool: self.pool = ProcessPoolExecutor(1, timeout=self.idle)
             try: return self.pool.submit(function, *args, **kwargs).result(seconds)
@@ -38,13 +40,15 @@ class Apart:
 _call_apart = Apart()
 
 def decode_apart(function, *args, **kwargs):
-    """What a decoder returns. It works in a process of its own, but in this one where this is a child.
+    """What a decoder returns. It works in a process of its own, but in this one where this is a worker.
 
-    (A child is there to die instead of its parent: `map_in_processes` goes on without it.)
+    (A worker is there to die instead of its parent: `map_in_processes` goes on without it, and torch's
+    `DataLoader` says that it was lost. Its workers are daemons, which may start no process.)
     Raises `DecoderDied` where it ends its process, or takes more than a minute.
     """
-    is_child = multiprocessing.parent_process() is not None
-    return function(*args, **kwargs) if is_child else _call_apart(function, *args, **kwargs)
+    process = multiprocessing.current_process()
+    is_worker = process.daemon or isinstance(process, LokyProcess)
+    return function(*args, **kwargs) if is_worker else _call_apart(function, *args, **kwargs)
 
 # %% ../nbs/data/decoders.ipynb #f7ba96be
 def read_gdcm(

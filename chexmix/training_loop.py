@@ -8,8 +8,8 @@ __all__ = ['FULL_STATE', 'pass_order', 'batch_indices', 'bucketed_indices', 'Ste
            'write_checkpoint', 'read_checkpoint', 'save_state', 'Checkpoint', 'KeepState', 'add_value',
            'validation_row', 'TensorBoardLog', 'LogWriter', 'Log', 'bfloat16_speedup', 'has_bfloat16',
            'attention_in_float32', 'mix_precision', 'part_of', 'StepLearner', 'set_gradient_sync', 'Distribute',
-           'parameter_groups', 'MuonAdamW', 'check_identity', 'load_state', 'load_fork', 'resume', 'FitSettings',
-           'training_callbacks', 'searching', 'new_learner', 'fit']
+           'parameter_groups', 'MuonAdamW', 'NumericOptimizer', 'LossRecorder', 'check_identity', 'load_state',
+           'load_fork', 'resume', 'FitSettings', 'training_callbacks', 'searching', 'new_learner', 'fit']
 
 # %% ../nbs/foundations/training_loop.ipynb #85c6d072
 import warnings
@@ -36,6 +36,7 @@ from fastai.learner import Learner, Recorder
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import to_float
 from fastcore.basics import noop, patch
+from fastcore.foundation import L
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict)
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -601,6 +602,22 @@ class MuonAdamW(torch.optim.Optimizer):
             part.state = self.state
             part.step()
 
+# %% ../nbs/foundations/training_loop.ipynb #9ad1f0a1
+class NumericOptimizer(OptimWrapper):
+    "fastai's view of an optimizer; what it tells loggers are numbers alone."
+    @property
+    def hypers(self):
+        def numbers(group): return {name: v for name, v in group.items() if isinstance(v, (int, float))}
+        return [numbers(group) for group in super().hypers]
+
+# %% ../nbs/foundations/training_loop.ipynb #9ad1f0a3
+class LossRecorder(Recorder):
+    "fastai's recorder; a validation loss that was not computed is NaN, which loggers and plots accept."
+    name = 'recorder'
+    def after_validate(self):
+        super().after_validate()
+        self.log = L(math.nan if value is None else value for value in self.log)
+
 # %% ../nbs/foundations/training_loop.ipynb #4e05e89d
 def check_identity(
     folder: Path,
@@ -699,7 +716,7 @@ def training_callbacks(
     n_steps = settings.n_steps
     learning_rate = LearningRate(n_steps, settings.lr, settings.warmup, settings.decay)
     return [
-        Distribute(group, bf16), TrainEvalCallback(), Recorder(),
+        Distribute(group, bf16), TrainEvalCallback(), LossRecorder(),
         StepState(learning_rate, settings.seed, group.rank),
         StopNonFinite(folder, settings.clip),
         Log(settings.log_every, n_steps, settings.title, validate, settings.log_path),
@@ -777,7 +794,7 @@ def new_learner(
         return loss
 
     def optimizer(groups, lr):
-        return OptimWrapper(opt=MuonAdamW(groups, lr, settings.weight_decay, settings.muon))
+        return NumericOptimizer(opt=MuonAdamW(groups, lr, settings.weight_decay, settings.muon))
 
     all_callbacks = [*training_callbacks(folder, settings, group, bf16, validate), *callbacks]
     learn = settings.learner(

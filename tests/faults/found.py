@@ -6,6 +6,11 @@ FOUND = [
     ('SIGKILL', 'A killed tokenizer training ended with other weights: gradients of the discriminator counted '
      'in the clipping of the next step, and a new process had none.',
      'They are gone after the step of the discriminator.'),
+    ('clocks', 'A training whose wall clock was set back by a year did not end: the thread that wrote '
+     "TensorBoard's files waited for that year.", 'They are written at once, without a thread.'),
+    ('mutated files', 'In a process that a user had forked, a decoder in a process of its own was waited for '
+     'for a minute; in one of joblib or another pool, a dying decoder took it along.',
+     'The process is made anew after a fork; only workers that may be lost decode in place.'),
     ('two runs', 'A second call deleted the checkpoint or the part of a store that the first was writing.',
      'A folder has one writer; a second call is refused in one line.'),
     ('damaged files', 'A changed bit in weights, tokenizers or a token store was loaded without a word.',
