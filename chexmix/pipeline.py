@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import chexmix
 from .batch_inference import embed_job, Job, read_texts, report_job, retrieve_job
-from .core import memory_errors, read_json, run_path, UserError
+from .core import check_seal, memory_errors, read_json, run_path, UserError
 from .embeddings import embed
 from .model import ChexmixForCausalLM, fingerprint, study_masks
 from .processor import Processor
@@ -147,9 +147,11 @@ def open_trained(
     policy: str = '',  # '' = as the model was trained
 ) -> Opened:
     "A stage of a run of ours, or packed weights, on the device requested."
+    check_seal(folder)
     torch_device, number_type = choose_device(device, dtype or 'float32')
-    model = ChexmixForCausalLM.from_pretrained(folder).to(torch_device, number_type).eval()
-    processor = Processor.from_pretrained(folder)
+    with memory_errors('free some, or take a device with more (`--device`)'):
+        model = ChexmixForCausalLM.from_pretrained(folder).to(torch_device, number_type).eval()
+        processor = Processor.from_pretrained(folder)
     processor.image_tokenizer.to(torch_device)
     if policy: processor.policy = policy
     return Opened(model, processor, folder)

@@ -25,8 +25,8 @@ from tokenizers import decoders, models, pre_tokenizers, Tokenizer, trainers
 from transformers import PreTrainedTokenizerFast
 
 from .core import (
-    atomic, changed, default_device, Layout, only_writer, open_run, path_in, read_json, rng, run_path,
-    Settings, start_run, UserError)
+    atomic, changed, default_device, Layout, only_writer, open_run, path_in, read_json, remove_leftovers,
+    rng, run_path, Settings, start_run, UserError)
 from .data import check_split, read_table, scan, split_by_patient
 from .metrics import bootstrap_interval, code_usage, psnr, weighted_mean
 from .phantom import write_phantoms
@@ -237,6 +237,7 @@ def write_log(
     log: pd.DataFrame,  # one row for each `step` that was logged
 ):
     "Write a training log as `logs/<name>.csv`, and its curves as `figures/<name>_curves.png`."
+    remove_leftovers(folder/'figures')
     with atomic(folder/'logs'/f'{name}.csv') as path: log.to_csv(path, index=False)
     fig = plot_columns(log)
     with atomic(folder/'figures'/f'{name}_curves.png') as path: fig.savefig(path, format='png')

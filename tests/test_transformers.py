@@ -55,6 +55,7 @@ def opened(request, tiny_run, tmp_path_factory):
 def local_hub(tmp_path, monkeypatch) -> Path:
     "A folder in place of the hub: what is pushed lies there as a client caches it."
     cache, commit = tmp_path/'cache', '0' * 40
+    monkeypatch.setenv('HF_MODULES_CACHE', str(tmp_path/'modules'))  # code of this commit is kept there
 
     def repository(repo_id): return cache/f'models--{repo_id.replace("/", "--")}'
 

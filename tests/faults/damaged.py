@@ -13,6 +13,7 @@ from chexmix import pretrain as pretraining
 from chexmix.classify import load_probe, load_questions
 from chexmix.core import open_run, read_json, UserError, write_json
 from chexmix.data import read_table
+from chexmix.pipeline import open_model
 from chexmix.processor import Processor
 from chexmix.records import load_records, load_study_values, save_study_values, StudyValues
 from chexmix.token_store import open_store, write_token_store
@@ -28,7 +29,8 @@ def weights_of(network) -> dict:
 
 
 def model_in(folder: Path):
-    model, processor = pretraining.load_model(folder, 'stage2')
+    opened = open_model(folder/'stage2')
+    model, processor = opened.model, opened.processor
     config = {name: value for name, value in model.config.to_dict().items() if name != '_name_or_path'}
     vocabulary = processor.text_tokenizer.backend_tokenizer.to_str()
     tokenizer = weights_of(processor.image_tokenizer)
@@ -72,7 +74,7 @@ LOADERS = {  # files → what loads them
 def prepare(run: Path, folder: Path):
     "The trained run as this version writes it: sealed, with checksums and checkpoints."
     torch.set_num_threads(1)
-    names = 'processor', 'results', 'classify', 'stage1', 'settings.json', 'manifest.csv'
+    names = 'phantoms', 'processor', 'results', 'classify', 'stage1', 'settings.json', 'manifest.csv'
     for name in names:
         if not (run/name).exists(): continue
         copy = shutil.copytree if (run/name).is_dir() else shutil.copy

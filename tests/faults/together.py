@@ -146,7 +146,7 @@ def lose_one(work, folder: Path, words: str, seconds: float, said: Path, log: Pa
             if victims[-1].is_running(): victims[-1].kill()
             break
         time.sleep(.05)
-    child.join(200)
+    child.join(600)
     return child.exitcode
 
 
