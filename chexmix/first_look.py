@@ -15,14 +15,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 
-from .bundled_weights import BUNDLED
 from .classify import ask_findings, classify
 from .core import read_json, write_json
 from .generate import fill_image
 from .model import study_masks
 from .page import data_uri, Mark, Page, Part, Picture, StudyCard, Text, write_page
 from .phantom import make_phantom, Phantom
-from .pipeline import model_title, open_model, Opened, pipeline
+from .pipeline import BUNDLED, model_title, open_model, Opened, pipeline
 from .plots import mask_to_pixels, save_figure, save_png
 from .report import affirmed_names, compare_findings, write_reports
 from .report_text import report_text
