@@ -350,8 +350,8 @@ def first_page(
     saved = read_json(folder/'results'/'look_packed.json')
     words = 'Move the slider over a half hidden radiograph. ✓ found, – missed, + invented.'
     parts = [Part('New radiographs', words, studies=look_cards(folder))]
-    warning = ('Research software, never for clinical use. All studies are synthetic, and so few prove nothing: '
-               'the card of the weights has the measurements. '
+    warning = ('Research software, never for clinical use. All studies are synthetic, '
+               'and so few prove nothing: the card of the weights has the measurements. '
                'What this run trains itself replaces this page when it is ready.')
     page = Page('chexmix: first look', f'By {saved["model"]}.', saved['verdict'], warning, parts)
     return write_page(page, folder/'index.html')
