@@ -7,7 +7,7 @@ __all__ = ['data_uri', 'cover_path', 'outline_path', 'Picture', 'Mark', 'Text', 
            'Part', 'Page', 'page_html', 'write_page']
 
 # %% ../nbs/foundations/page.ipynb #5bbdc916
-import base64
+import base64, re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,7 +142,7 @@ class Part:
     folded_title: str = ''
 
     @property
-    def anchor(self): return self.title.lower().replace(' ', '-')
+    def anchor(self): return re.sub('[^a-z0-9]+', '-', self.title.lower())
     @property
     def is_empty(self): return not (self.tables or self.studies or self.figures or self.folded)
 
