@@ -12,20 +12,23 @@ __all__ = ['HALF', 'HEADLINE', 'TASKS', 'EARLIER', 'LOWER_IS_BETTER', 'LEADING',
            'over_seeds', 'beside_best', 'over_ratios', 'system_title', 'system_kind', 'first_values', 'shown_systems',
            'plot_curves', 'plot_ratios', 'over_steps', 'plot_budget_panel', 'plot_steps', 'conditions',
            'markdown_table', 'summary', 'best_systems', 'number_cell', 'system_rows', 'column_title', 'systems_table',
-           'training_of', 'beside_packed', 'short_column', 'report_card', 'retrieval_card', 'example_studies',
-           'section', 'claims_part', 'about_run', 'page_warning', 'look_part', 'results_page']
+           'training_of', 'compared_systems', 'short_column', 'beside_packed', 'differing_cells', 'report_card',
+           'retrieval_card', 'example_studies', 'section', 'claims_part', 'about_run', 'page_warning', 'look_part',
+           'results_page']
 
 # %% ../nbs/11_results.ipynb #897430b4
 import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
+from PIL import Image
 
 from .baselines import kept_statistic
 from .core import atomic, read_json, run_path, UserError
 from .first_look import look_cards
 from .metrics import ConfidenceInterval, paired_verdict
-from .page import Cell, data_uri, Figure, Mark, Page, Part, Picture, Row, StudyCard, Table, Text, write_page
+from .page import (
+    Cell, data_uri, Figure, Mark, Page, Part, Picture, Row, StudyCard, Table, Text, write_page)
 from .plots import label_lines, model_color, save_figure
 from .records import load_records, load_study_values, paired_record, Record, StudyValues
 from .report import compare_findings
@@ -557,14 +560,14 @@ def over_ratios(
             curves[model] = over.set_axis(['value', 'low', 'high'], axis=1)
     return curves
 
-# %% ../nbs/11_results.ipynb #1f2e42da
+# %% ../nbs/11_results.ipynb #d10bef34
 def system_title(model: str) -> str:
     "What a system of the records is called for people."
     stage, is_first = model.partition(', layer 0')[:2]
     titles = {'stage1': 'stage 1', 'stage1_2x': 'stage 1, twice the steps', 'stage2': 'stage 2'}
     return titles.get(stage, stage) + (', its input layer' if is_first else '')
 
-# %% ../nbs/11_results.ipynb #1e8b04eb
+# %% ../nbs/11_results.ipynb #52ab1389
 def system_kind(
     model: str,     # as in records
     best: str = '', # the best baseline
@@ -574,7 +577,7 @@ def system_kind(
     if stage in ('stage1', 'stage2'): return stage
     return 'best' if model == best else 'rest'
 
-# %% ../nbs/11_results.ipynb #c2eaf824
+# %% ../nbs/11_results.ipynb #7e24fc1a
 def first_values(
     curves: dict[str, pd.DataFrame],  # as `over_ratios` returns them
     metric: str,
@@ -583,7 +586,7 @@ def first_values(
     values = {model: rows.value.sort_index().iloc[0] for model, rows in curves.items()}
     return pd.DataFrame(dict(value=values, metric=metric))
 
-# %% ../nbs/11_results.ipynb #70a00836
+# %% ../nbs/11_results.ipynb #c398f400
 def shown_systems(
     first: pd.DataFrame,  # as `first_values` returns them
     best: str,            # the best baseline
@@ -652,7 +655,7 @@ def over_steps(
     table = pd.DataFrame(rows, columns=['data', 'system', 'steps', 'value'])
     return table.pivot_table(index=['data', 'steps'], columns='system', values='value')
 
-# %% ../nbs/11_results.ipynb #d35c6f06
+# %% ../nbs/11_results.ipynb #6ddea6f2
 BUDGETS = (  # task, metric, share masked, title
     ('classify', 'AUROC macro', 0, 'macro AUROC, full image'),
     ('classify', 'AUROC macro', .9, 'macro AUROC, 90% masked'),
@@ -668,7 +671,7 @@ def plot_budget_panel(
         if system not in table or table[system].isna().all(): continue
         ax.plot(table[system].dropna(), color=model_color(color), label=system, marker='o', ms=4)
     ax.set(xscale='log')
-    ax.set_xticks(table.index, [f'{step:,}' for step in table.index], fontsize=9)
+    ax.set_xticks(table.index, [f'{step:,}' for step in table.index], fontsize=9, rotation=30)
     ax.minorticks_off()
 
 # %% ../nbs/11_results.ipynb #c733c067
@@ -683,11 +686,13 @@ def plot_steps(
     fig, axes = plt.subplots(max(1, len(names)), 4, figsize=size, dpi=70, squeeze=False, layout='constrained')
     for row, name in zip(axes, names):
         for ax, table, (*_, title) in zip(row, tables, BUDGETS):
-            if name in table.index: plot_budget_panel(ax, table.loc[name])
             ax.set_title(title, fontsize=10)
+            if name in table.index: plot_budget_panel(ax, table.loc[name])
+            else: ax.set_visible(False)
         row[0].set_ylabel(textwrap.fill(name, 26), fontsize=9)
     for ax in axes[-1]: ax.set_xlabel('steps of 16 studies')
-    for ax in axes.flat: label_lines(ax)
+    for ax in axes.flat:
+        if ax.get_lines(): label_lines(ax)
     return fig
 
 # %% ../nbs/11_results.ipynb #4c24b77a
@@ -725,7 +730,7 @@ def summary(
     lines += [f'- {line}' for line in conclusions(records, model, all_kept)]
     return '\n'.join(lines) + '\n'
 
-# %% ../nbs/11_results.ipynb #f39c640b
+# %% ../nbs/11_results.ipynb #52cacb92
 NOT_RANKED = {'distinct reports', 'training TFLOP'}
 
 def best_systems(
@@ -737,7 +742,7 @@ def best_systems(
     best = values.min() if metric in LOWER_IS_BETTER else values.max()
     return set(values.index[values == best])
 
-# %% ../nbs/11_results.ipynb #d238d61d
+# %% ../nbs/11_results.ipynb #404e719c
 def number_cell(
     found: pd.DataFrame,  # records of one measurement, by model
     model: str,
@@ -748,7 +753,7 @@ def number_cell(
     interval = f'{r.low:.3g} to {r.high:.3g}' if np.isfinite([r.low, r.high]).all() else ''
     return Cell(f'{r.value:.3g}', interval, model in best_systems(found))
 
-# %% ../nbs/11_results.ipynb #c4b08c04
+# %% ../nbs/11_results.ipynb #bcbc2613
 def system_rows(
     columns: dict[str, pd.DataFrame],  # title → records of one measurement, by model
 ) -> list[Row]:
@@ -757,21 +762,23 @@ def system_rows(
     leaders = pd.Series([best_baseline(found) for found in columns.values()], dtype=object)
     best = leaders[leaders != ''].mode(dropna=True)
     best = best.iloc[0] if len(best) else ''
-    names.sort(key=lambda name: (not name.startswith('stage'), name if name.startswith('stage') else '', name != best))
+    stages = sorted(name for name in names if name.startswith('stage'))
+    others = [name for name in names if name not in stages]
+    others.sort(key=lambda name: name != best)
     rows = []
-    for name in names:
+    for name in stages + others:
         cells = [number_cell(found, name) for found in columns.values()]
         rows.append(Row(system_title(name), cells, system_kind(name, best)))
     return rows
 
-# %% ../nbs/11_results.ipynb #4ac4f4fa
+# %% ../nbs/11_results.ipynb #d05e30d4
 def column_title(row: str) -> str:
     "The name of a measurement without the task, which the part's title has."
     for task in ('reconstruction', 'classification', 'inpainting', 'report'):
         row = row.removeprefix(f'{task} ')
     return row
 
-# %% ../nbs/11_results.ipynb #af0d0e97
+# %% ../nbs/11_results.ipynb #4d268a84
 def systems_table(
     records: pd.DataFrame,
     task: str,  # of `TASKS`
@@ -785,7 +792,7 @@ def systems_table(
     note = f'n = {" or ".join(map(str, counts))} test studies; small: 95% interval; bold: best of a column.'
     return Table(TASKS[task], ['system', *columns], system_rows(columns) if columns else [], note)
 
-# %% ../nbs/11_results.ipynb #0d51cacb
+# %% ../nbs/11_results.ipynb #0d0f33ef
 def training_of(
     context: dict,  # of one records file
     model: str,
@@ -795,33 +802,23 @@ def training_of(
     if model != 'stage1': steps += config['stage2_steps']
     return f'{steps:,} steps, {config["n_studies"]:,} studies'
 
-# %% ../nbs/11_results.ipynb #142095cb
-def beside_packed(
+# %% ../nbs/11_results.ipynb #184831a2
+def compared_systems(
     folder: Path,  # of a run's records
     packed: Path,  # of the packed weights' records
-) -> Table:
-    "The short measurements of the run's stages and of the packed weights; without a row where one has none."
-    systems = {}  # title → records, context, model
-    for title, place in (('this run', folder), ('packed', packed)):
-        if not (place/'classify.json').exists(): return Table('', [], [])
-        context = read_json(place/'classify.json')
-        if not context['data']['synthetic']: return Table('', [], [])
-        own = load_records(place)
-        for name in ('stage1', 'stage2') if place == folder else ('stage1_2x',):
-            about = f'{title}, {system_title(name)}: ' if place == folder else f'{title}: '
-            systems[about + training_of(context, name)] = own, name
-    columns = {}
-    for row, (task, metric, detail) in SHORT.items():
-        found = short_column(systems, task, metric, detail)
-        if found is not None: columns[row] = found
-    rows = []
-    for title, (_, name) in systems.items():
-        kind = '' if title.startswith('packed') else system_kind(name)
-        rows.append(Row(title, [number_cell(found, title) for found in columns.values()], kind))
-    note = 'Not the same test studies. Bold: best of a column.'
-    return Table('This run beside the packed weights', ['system', *columns], rows if columns else [], note)
+) -> dict[str, tuple]:  # title → records, model
+    "The stages of a run and the packed weights; none unless both were measured on synthetic studies."
+    systems = {}
+    for place, names in ((folder, ('stage1', 'stage2')), (packed, ('stage1_2x',))):
+        if not (place/'classify.json').exists(): return {}
+        context, records = read_json(place/'classify.json'), load_records(place)
+        if not context['data']['synthetic']: return {}
+        for name in names:
+            owner = f'this run, {system_title(name)}' if place == folder else 'packed'
+            systems[f'{owner}: {training_of(context, name)}'] = records, name
+    return systems
 
-# %% ../nbs/11_results.ipynb #993fe45e
+# %% ../nbs/11_results.ipynb #19f6a80a
 def short_column(
     systems: dict[str, tuple],  # title → records, model
     task: str,
@@ -833,20 +830,51 @@ def short_column(
     for title, (records, model) in systems.items():
         found = select(records, task, metric, **detail)
         rows.append(found[found.model == model].assign(model=title))
-    if any(row.empty for row in rows): return None
+    if not rows or any(row.empty for row in rows): return None
     column = pd.concat(rows).set_index('model')
     if 'pool' in column and column.pool.nunique() > 1: return None
     return column
 
-# %% ../nbs/11_results.ipynb #7826be77
+# %% ../nbs/11_results.ipynb #39f84f11
+def beside_packed(
+    folder: Path,  # of a run's records
+    packed: Path,  # of the packed weights' records
+) -> Table:
+    "The short measurements of the run's stages and of the packed weights; without a row where one has none."
+    systems = compared_systems(folder, packed)
+    columns = {}
+    for row, (task, metric, detail) in SHORT.items():
+        found = short_column(systems, task, metric, detail)
+        if found is not None: columns[row] = found
+    rows = []
+    for title, (_, name) in systems.items():
+        kind = '' if title.startswith('packed') else system_kind(name)
+        rows.append(Row(title, [number_cell(found, title) for found in columns.values()], kind))
+    note = 'Not the same test studies. Bold: best of a column.'
+    return Table('This run beside the packed weights', ['system', *columns], rows if columns else [], note)
+
+# %% ../nbs/11_results.ipynb #a136786e
+def differing_cells(
+    image: Path,   # a PNG
+    masked: Path,  # the same with hidden cells painted over
+    grid: int,     # cells on each side
+) -> np.ndarray:   # (grid²,) bool, True = hidden
+    "The cells in which two pictures differ."
+    one, other = (np.asarray(Image.open(path), int) for path in (image, masked))
+    bands = np.array_split(one != other, grid)  # rows of cells
+    return np.array([part.any() for band in bands for part in np.array_split(band, grid, 1)])
+
+# %% ../nbs/11_results.ipynb #1d9c795a
 def report_card(
     example: dict,  # of `report_examples.json`
     folder: Path,   # of the run
+    grid: int,      # cells on each side
 ) -> StudyCard:
     "A radiograph, full and masked; its true report and what a model wrote of both."
     hidden = f'{example["ratio"]:.0%} hidden'
-    pictures = {'radiograph': example['image'], hidden: example['masked']}
-    shown = [Picture(title, data_uri(folder/path)) for title, path in pictures.items()]
+    image = data_uri(folder/example['image'])
+    mask = differing_cells(folder/example['image'], folder/example['masked'], grid)
+    shown = [Picture('radiograph', image), Picture(hidden, image, mask=mask)]
     model = system_title(example['model'])
     compared = compare_findings(example['findings'], example['predicted'])
     marks = [Mark(finding, sign) for finding, sign, _ in compared]
@@ -856,7 +884,7 @@ def report_card(
         Text(f'{model}, full image', example['full_image_report'], marks, kind),
         Text(f'{model}, {hidden}', example['masked_report'], kind=kind)])
 
-# %% ../nbs/11_results.ipynb #3116d0e9
+# %% ../nbs/11_results.ipynb #7ed94c4f
 def retrieval_card(
     example: dict,  # of `retrieve_examples.json`, image→report
     folder: Path,   # of the run
@@ -869,7 +897,7 @@ def retrieval_card(
         texts.append(Text(f'rank {i}{hit}', answer['text'], kind='best' if answer['hit'] else ''))
     return StudyCard([Picture('query', data_uri(folder/example['image']))], texts)
 
-# %% ../nbs/11_results.ipynb #26e21f16
+# %% ../nbs/11_results.ipynb #38e6d53c
 def example_studies(
     task: str,
     folder: Path,  # of the records
@@ -881,7 +909,8 @@ def example_studies(
     found = read_json(path)
     examples = found if task == 'report' else found['image→report']
     if not all((root/example['image']).exists() for example in examples): return []
-    if task == 'report': return [report_card(example, root) for example in examples]
+    grid = read_json(folder/'tokenizer.json')['config']['grid']
+    if task == 'report': return [report_card(example, root, grid) for example in examples]
     return [retrieval_card(example, root, found['pool']) for example in examples]
 
 # %% ../nbs/11_results.ipynb #eb1571f1
@@ -932,7 +961,7 @@ def section(
         if path.exists(): shown.append(Figure(about, path, name not in SHEETS))
     return Part(title, words, [systems_table(records, task)], studies, shown)
 
-# %% ../nbs/11_results.ipynb #f7169d18
+# %% ../nbs/11_results.ipynb #c6ebbfac
 def claims_part(
     folders: list[Path],  # of records, the page's own first
 ) -> Part:
@@ -969,13 +998,13 @@ def page_warning(synthetic: bool) -> str:
     if synthetic: warning += 'All studies on this page are synthetic. '
     return warning + 'Minutes of training show that the code works; they do not show what the method can do.'
 
-# %% ../nbs/11_results.ipynb #9435e854
+# %% ../nbs/11_results.ipynb #56c87047
 def look_part(
     folder: Path,   # of the records
     figures: Path,  # of the pictures
     packed: Path,   # of the packed weights' records
 ) -> Part:
-    "New radiographs as the packed weights read them, and the run where it took a look; short numbers of both."
+    "New radiographs as the packed weights read them, and this run if it took a look; numbers of both."
     tables, cards = [beside_packed(folder, packed)], look_cards(figures.parent, folder)
     words = ('The packed weights were trained for longer than this run. Move the slider over a half hidden '
              'radiograph to see what the model fills in. ✓ found, – missed, + invented.')
@@ -986,8 +1015,8 @@ def results_page(
     folder: Path,      # of the records
     figures: Path,     # of the pictures
     target: Path,      # the HTML file
-    others: list[Path] = (),    # further folders that the claims are judged by
-    packed: Path | None = None, # of the packed weights' records
+    others: list[Path] = (),     # further folders that the claims are judged by
+    packed: Path | None = None,  # of the packed weights' records
 ) -> Path:
     "Write one self-contained page of a run: what it shows in three sentences, tables and pictures."
     records, context = load_records(folder), read_json(folder/'tokenizer.json')
