@@ -23,7 +23,8 @@ PLACE = 'return getComputedStyle(document.querySelector(".slider .edge")).left'
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
     "Chromium without a window, and without the network."
-    if not CHROMIUM or not DRIVER: pytest.skip('no browser: install the packages chromium and chromium-driver')
+    if not CHROMIUM or not DRIVER:
+        pytest.skip('no browser: install the packages chromium and chromium-driver')
     webdriver = pytest.importorskip('selenium.webdriver', reason='no selenium: it is in the extra dev')
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
@@ -71,7 +72,8 @@ def test_contents_stay_in_view(browser, page):
         open_page(browser, page, width, 'light')
         browser.execute_script('document.documentElement.style.scrollBehavior = "auto"; scrollTo(0, 3000)')
         assert browser.execute_script('return scrollY') == 3000
-        box = browser.execute_script('return document.querySelector("nav ol").getBoundingClientRect().toJSON()')
+        list_box = 'return document.querySelector("nav ol").getBoundingClientRect().toJSON()'
+        box = browser.execute_script(list_box)
         assert box['top'] >= 0 and box['left'] >= 0 and box['top'] < 10
 
 
