@@ -391,10 +391,11 @@ def embed(args) -> int:
     job = embed_job(found.model, found.processor, parse_layers(args.layers), args.regions)
     return serve(args, job, False, None)
 
-# %% ../nbs/14_cli.ipynb #d9f71003
+# %% ../nbs/14_cli.ipynb #5eb295d1
 def explore(args) -> int:
     "One study in a browser on this machine: hide cells, and see image, report and findings change."
-    run_app = importlib.import_module('chexmix.explore').run_app  # by name: 15 stands above this notebook
+    # by name, as 15_explore stands above this notebook
+    run_app = importlib.import_module('chexmix.explore').run_app
     options = dict(device=args.device, dtype=args.dtype, policy=args.policy)
     options |= dict(text_tokenizer=args.text_tokenizer, offline=args.offline)
     return run_app(model_name(args), args.port, **options)

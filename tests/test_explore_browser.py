@@ -32,7 +32,7 @@ def address(tiny_run):
     app = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     line = app.stdout.readline()  # it comes when the app listens
     yield next((word for word in line.split() if word.startswith('http')), line)
-    app.send_signal(signal.SIGINT)
+    app.terminate()
     try: app.wait(20)
     except subprocess.TimeoutExpired: os.killpg(app.pid, signal.SIGKILL)
 
