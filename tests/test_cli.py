@@ -347,7 +347,7 @@ def examples_of_help():
 
 
 def test_every_example_of_the_help_runs_as_it_stands(own_run, tmp_path, monkeypatch, capsys):
-    "After one another in an empty folder; `try` is a copy of a trained run. The demo and the explorer have tests of their own."
+    "After one another in an empty folder; `try` is a copy of a run. Demo and explorer have their own tests."
     from chexmix.classify import evaluate_classify
     from chexmix.report import evaluate_report
     monkeypatch.setenv('CHEXMIX_RUNS', str(tmp_path/'runs'))

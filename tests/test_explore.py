@@ -6,8 +6,8 @@ import numpy as np, pytest, torch
 import chexmix
 from chexmix.cli import main
 from chexmix.explore import (
-    cells_svg, check_port, Explorer, fill_with_confidence, follow_report, join_words, new_studies, open_stages,
-    random_mask, read_masked, similarities, Study, study_vectors)
+    cells_svg, check_port, Explorer, fill_with_confidence, follow_report, join_words, new_studies,
+    open_stages, random_mask, read_masked, similarities, Study, study_vectors)
 from chexmix.generate import generate_reports, report_prompt, text_log_likelihood
 from chexmix.model import image_prompt
 

@@ -117,6 +117,7 @@ def test_only_this_machine_is_served(address):
     "The port answers on the loopback address, and on no other one of this machine."
     port = urlsplit(address).port
     listening = Path('/proc/net/tcp').read_text().splitlines()[1:] if Path('/proc/net/tcp').exists() else []
-    own = [row.split()[1] for row in listening if row.split()[1].endswith(f':{port:04X}') and row.split()[3] == '0A']
+    rows = [row.split() for row in listening]
+    own = [row[1] for row in rows if row[1].endswith(f':{port:04X}') and row[3] == '0A']
     if not own: pytest.skip('this system does not list its sockets in /proc/net/tcp')
     assert own == [f'0100007F:{port:04X}']
