@@ -1,4 +1,4 @@
-"The explorer: answers follow from what is visible alone, whatever a person paints, and bad input is one line."
+"The explorer: answers follow from what is visible alone, and bad input is one line."
 import sys
 
 import numpy as np, pytest, torch
