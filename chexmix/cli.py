@@ -10,10 +10,10 @@ __all__ = ['EVALUATIONS', 'DEMO', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_pat
            'fitted', 'print_table', 'sample', 'phantom', 'run_settings', 'train_tokenizers', 'tokenizer',
            'start_settings', 'pretrain', 'show_records', 'model_name', 'opened', 'without_images', 'is_table',
            'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers',
-           'embed', 'ranked', 'retrieve_by_text', 'retrieve', 'evaluation', 'evaluated_stages', 'evaluate', 'export',
-           'pack', 'audit', 'time_left', 'Lines', 'execute', 'side_by_side', 'executed_notebook', 'run_notebooks',
-           'demo', 'add_making_commands', 'add_using_commands', 'add_embed_options', 'add_retrieve_options',
-           'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
+           'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve', 'evaluation', 'evaluated_stages', 'evaluate',
+           'export', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'side_by_side', 'executed_notebook',
+           'run_notebooks', 'demo', 'add_making_commands', 'add_using_commands', 'add_embed_options',
+           'add_retrieve_options', 'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
            'add_evaluate_commands', 'build_parser', 'run_command', 'main']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
@@ -391,6 +391,15 @@ def embed(args) -> int:
     job = embed_job(found.model, found.processor, parse_layers(args.layers), args.regions)
     return serve(args, job, False, None)
 
+# %% ../nbs/14_cli.ipynb #5eb295d1
+def explore(args) -> int:
+    "One study in a browser on this machine: hide cells, and see image, report and findings change."
+    # by name, as 15_explore stands above this notebook
+    run_app = importlib.import_module('chexmix.explore').run_app
+    options = dict(device=args.device, dtype=args.dtype, policy=args.policy)
+    options |= dict(text_tokenizer=args.text_tokenizer, offline=args.offline)
+    return run_app(model_name(args), args.port, **options)
+
 # %% ../nbs/14_cli.ipynb #68e026e0
 def ranked(
     score: float,
@@ -713,6 +722,9 @@ def add_using_commands(commands):
                         '(default: as stored with the weights)')
     add_embed_options(commands)
     add_retrieve_options(commands)
+    examples = 'chexmix explore\nchexmix explore --run try'
+    p = add_model_options(command(commands, explore, examples, run=ANY_MODEL))
+    p.add_argument('--port', type=int, default=8866, help='on 127.0.0.1 (default: 8866)')
 
 # %% ../nbs/14_cli.ipynb #024b7734
 def add_embed_options(commands):
@@ -844,7 +856,7 @@ def run_command(words: list[str]) -> int:
 # %% ../nbs/14_cli.ipynb #b617866e
 EXTRAS = dict(  # module → the extra of the package that brings it
     rouge_score='eval', sacrebleu='eval', torchmetrics='eval', tensorboardX='train',
-    papermill='notebooks', ipywidgets='notebooks')
+    papermill='notebooks', ipywidgets='notebooks', anywidget='notebooks', voila='notebooks')
 
 def main(
     argv: list[str] | None = None,  # words after `chexmix`; default: those of the process

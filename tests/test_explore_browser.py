@@ -1,0 +1,123 @@
+"`chexmix explore` in a real browser: the slider and the brush change image and text."
+import os, shutil, signal, socket, subprocess, sys, time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+for module in ('voila', 'anywidget'):
+    pytest.importorskip(module, reason=f"{module} is missing: pip install 'chexmix[notebooks]'")
+selenium = pytest.importorskip('selenium', reason="selenium is missing: pip install 'chexmix[dev]'")
+BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
+DRIVER = shutil.which('chromedriver')
+if not (BROWSER and DRIVER):
+    pytest.skip('no browser: apt install chromium chromium-driver', allow_module_level=True)
+
+PROGRAM = 'import sys; from chexmix.cli import main; sys.exit(main())'
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope='module')
+def address(tiny_run):
+    "The app of the packed weights, or of the tiny run where there are none."
+    from chexmix.pipeline import BUNDLED
+    port = free_port()
+    command = [sys.executable, '-c', PROGRAM, 'explore', '--port', str(port)]
+    if not (BUNDLED/'model.safetensors').exists(): command += ['--model', str(tiny_run)]
+    app = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    line = app.stdout.readline()  # it comes when the app listens
+    yield next((word for word in line.split() if word.startswith('http')), line)
+    app.terminate()
+    try: app.wait(20)
+    except subprocess.TimeoutExpired: os.killpg(app.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    profile = tmp_path_factory.mktemp('profile')
+    for argument in ('--headless=new', '--no-sandbox', '--disable-dev-shm-usage', '--window-size=1300,1150',
+                     f'--user-data-dir={profile}'): options.add_argument(argument)
+    options.page_load_strategy = 'none'  # the page streams while its kernel starts
+    options.set_capability('goog:loggingPrefs', {'browser': 'SEVERE'})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def wait_for(value, seconds=60):
+    "What `value()` returns as soon as it is true."
+    begin = time.monotonic()
+    while time.monotonic() - begin < seconds:
+        if found := value(): return found
+        time.sleep(.2)
+    raise AssertionError(f'nothing changed within {seconds} s')
+
+
+def shown(browser) -> tuple[str, str]:
+    "The picture of the filled image, and the report, at one moment."
+    script = """return ['.chexmix-panel svg', '.chexmix-report']
+        .map(name => document.querySelector(name)).map(part => part.outerHTML)"""
+    return tuple(browser.execute_script(script))
+
+
+def hidden_cells(browser) -> int:
+    script = '''return [...document.querySelectorAll('.chexmix-cell')]
+        .filter(cell => cell.style.background != 'transparent').length'''
+    return browser.execute_script(script)
+
+
+def test_slider_and_brush_change_image_and_text(address, browser, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+    assert address.startswith('http://127.0.0.1:')
+    browser.get(address)
+    by = 'css selector'
+    wait_for(lambda: browser.find_elements(by, '.chexmix-report span'), 300)
+    cells = browser.find_elements(by, '.chexmix-cell')
+    first_picture, first_report = shown(browser)
+    assert hidden_cells(browser) == 0 and first_report
+
+    handle = browser.find_element(by, '.noUi-handle')
+    handle.send_keys(Keys.END)  # everything is hidden
+    wait_for(lambda: hidden_cells(browser) == len(cells))
+    wait_for(lambda: shown(browser)[0] != first_picture and shown(browser)[1] != first_report)
+    all_hidden = shown(browser)[0]
+
+    handle.send_keys(Keys.HOME)
+    wait_for(lambda: hidden_cells(browser) == 0 and shown(browser)[1] == first_report)
+    cells = browser.find_elements(by, '.chexmix-cell')  # drawn anew with each mask
+    first, last = cells[len(cells) // 2 + 1], cells[len(cells) // 2 + 3]
+    ActionChains(browser).click_and_hold(first).move_to_element(last).release().perform()
+    wait_for(lambda: shown(browser)[0] != first_picture)
+    assert 1 <= hidden_cells(browser) <= 4 and shown(browser)[0] != all_hidden
+
+    browser.save_screenshot(str(tmp_path/'explorer.png'))  # to look at
+    words = browser.find_elements(by, '.chexmix-report span')
+    looks = browser.find_elements(by, '.chexmix-panel svg')[1].get_attribute('outerHTML')
+    words[-1].click()
+    wait_for(lambda: browser.find_elements(by, '.chexmix-panel svg')[1].get_attribute('outerHTML') != looks)
+
+    field = browser.find_element(by, 'input[placeholder^="or a file"]')
+    field.send_keys('nowhere.png' + Keys.ENTER)
+    wait_for(lambda: 'nowhere.png' in browser.find_element(by, '.chexmix-status').text)
+    errors = [entry['message'] for entry in browser.get_log('browser')]
+    assert not [message for message in errors if 'anywidget' in message], errors
+
+
+def test_only_this_machine_is_served(address):
+    "The port answers on the loopback address, and on no other one of this machine."
+    port = urlsplit(address).port
+    listening = Path('/proc/net/tcp').read_text().splitlines()[1:] if Path('/proc/net/tcp').exists() else []
+    rows = [row.split() for row in listening]
+    own = [row[1] for row in rows if row[1].endswith(f':{port:04X}') and row[3] == '0A']
+    if not own: pytest.skip('this system does not list its sockets in /proc/net/tcp')
+    assert own == [f'0100007F:{port:04X}']
