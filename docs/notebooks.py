@@ -241,7 +241,8 @@ def write_pages(
     folder: Path,
 ) -> list[str]:  # their names
     "The pages that are no notebooks, but the landing page and the API."
-    texts = dict(overview=with_site_links(readme(), Path('.')), faults=faults_page())
+    overview = readme().replace('# chexmix', '# Overview', 1)
+    texts = dict(overview=with_site_links(overview, Path('.')), faults=faults_page())
     files = dict(
         contributing='CONTRIBUTING.md', card='chexmix/bundled/README.md', licences='docs/licences.md')
     for name, path in files.items():
