@@ -6,7 +6,7 @@ import pandas as pd, pytest, torch
 from safetensors.torch import load_file
 
 import chexmix.pretrain as pretraining, chexmix.training_loop as training
-from chexmix.core import open_run, read_json, UserError, write_json
+from chexmix.core import open_run, read_json, seal, UserError, write_json
 
 # Children are forked from a process that has imported everything and computed nothing:
 # a kill costs a second, not six.
@@ -169,6 +169,7 @@ def test_an_unfit_start_of_stage_2_is_refused(tiny_run, tmp_path):
         pretrain(folder, 'lost', stage=2, start='nowhere', steps=6)
     config = folder/'stage1'/'config.json'
     write_json(config, read_json(config) | dict(text_start=5, eos_token_id=5))
+    seal(folder/'stage1')
     with pytest.raises(UserError, match='another layout'):
         pretrain(folder, 'strange', stage=2, steps=6)
 
