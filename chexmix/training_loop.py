@@ -83,7 +83,7 @@ def sort_window(
     order = torch.randperm(window, generator=rng(seed, 'window', number))
     return indices[by_length].view(window, batch)[order]
 
-# %% ../nbs/foundations/training_loop.ipynb #4c4e7a49
+# %% ../nbs/foundations/training_loop.ipynb #e770d488
 class BucketedIndices:
     "Indices of the studies of a step, of similar lengths; a window is sorted once, at its first step."
     def __init__(
@@ -204,7 +204,7 @@ class StepState(Callback):
 
     def after_batch(self): self.learn.done += 1
 
-# %% ../nbs/foundations/training_loop.ipynb #1a718264
+# %% ../nbs/foundations/training_loop.ipynb #d847413f
 class TimeBudget(Callback):
     "Let the schedule follow the share of the time that has passed, and end the training in time."
     order = -4
@@ -315,7 +315,7 @@ def read_checkpoint(folder: Path) -> dict | None:
             except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError): pass
         print(f'{path} is damaged: going on from the checkpoint before it')
 
-# %% ../nbs/foundations/training_loop.ipynb #5e845ecd
+# %% ../nbs/foundations/training_loop.ipynb #6b2310ac
 def host_copy(
     state,  # tensors on any device, in dictionaries, lists and tuples
 ):
@@ -325,7 +325,7 @@ def host_copy(
     if isinstance(state, (list, tuple)): return type(state)(map(host_copy, state))
     return state
 
-# %% ../nbs/foundations/training_loop.ipynb #465e337b
+# %% ../nbs/foundations/training_loop.ipynb #015fa830
 class CheckpointWriter:
     "Writes checkpoints in a thread, one after the other. What goes wrong is raised by the next call."
     def __init__(self):
@@ -386,7 +386,7 @@ class Checkpoint(Callback):
         if not group.sharded: return self.late()
         return self.learn.done % 10 == 0 and bool(group.mean(torch.tensor(float(self.late()))) > 0)
 
-# %% ../nbs/foundations/training_loop.ipynb #59031390
+# %% ../nbs/foundations/training_loop.ipynb #671067b4
 @patch
 def save(self: Checkpoint):
     self.last = self.learn.done
@@ -632,7 +632,7 @@ class StepLearner(Learner):
         self._with_events(self._step, 'step', CancelStepException)
         self.opt.zero_grad()
 
-# %% ../nbs/foundations/training_loop.ipynb #0b26f98c
+# %% ../nbs/foundations/training_loop.ipynb #2b43f9ac
 @patch
 def backward_part(
     self: StepLearner,
@@ -652,7 +652,7 @@ def backward_part(
     self._with_events(self._backward, 'backward', CancelBackwardException)
     return loss
 
-# %% ../nbs/foundations/training_loop.ipynb #6ae8ed12
+# %% ../nbs/foundations/training_loop.ipynb #c58afcbd
 @patch
 def backward_or_none(
     self: StepLearner,
@@ -667,7 +667,7 @@ def backward_or_none(
         alone = trial or self.process_group.world_size == 1
         if not (may_divide and alone and is_out_of_memory(e)): raise
 
-# %% ../nbs/foundations/training_loop.ipynb #8ba14fbf
+# %% ../nbs/foundations/training_loop.ipynb #0be1486b
 @patch
 def take_more_parts(
     self: StepLearner,
@@ -681,7 +681,7 @@ def take_more_parts(
     if not self.process_group.rank:
         print(f'not enough memory: from here on, each step is computed in {self.n_parts} parts')
 
-# %% ../nbs/foundations/training_loop.ipynb #647d2fbb
+# %% ../nbs/foundations/training_loop.ipynb #e6f77fd9
 @patch
 def try_larger(self: StepLearner, batch: tuple):
     "Before processes compute a larger part than ever: try it, and agree on more parts where it fails in one."
@@ -695,7 +695,7 @@ def try_larger(self: StepLearner, batch: tuple):
         else: self.most_tried = max(size, self.most_tried)
         size = batch[0].numel() / self.n_parts
 
-# %% ../nbs/foundations/training_loop.ipynb #5f287978
+# %% ../nbs/foundations/training_loop.ipynb #4768adf7
 @patch(as_prop=True)
 def position(self: StepLearner) -> float:
     "Where on its schedule the training stands, in steps of the schedule."
@@ -955,7 +955,7 @@ def lr_find(
     "fastai's search for a learning rate, on the first batches. Afterwards everything is as before."
     with searching(self): return Learner.lr_find(self, start_lr, end_lr, num_it, **kwargs)
 
-# %% ../nbs/foundations/training_loop.ipynb #4c7ba066
+# %% ../nbs/foundations/training_loop.ipynb #ce037487
 def set_parts(
     learn: StepLearner,
     n_parts: int,  # 0 = as few as the memory allows; of sharded processes 1
