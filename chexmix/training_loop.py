@@ -521,13 +521,12 @@ class Log(Callback):
         self.validate, self.path, self.seconds = validate, path, seconds
 
     def amount(self) -> int:
-        "How much is done, in steps, or else in seconds of the budget."
+        "Steps that are done, or seconds of the budget."
         return round(self.learn.memory.get('seconds', 0)) if self.seconds else self.learn.done
 
     def before_fit(self):
-        title = f'{self.title}, seconds' if self.seconds else self.title
-        total = round(self.seconds) or self.n_steps
-        self.bar = progress(title=title, total=total, initial=self.amount())
+        title = self.title + (', seconds' if self.seconds else '')
+        self.bar = progress(title=title, total=round(self.seconds) or self.n_steps, initial=self.amount())
         writes = self.path and not self.learn.process_group.rank
         self.writer = LogWriter(self.path, self.learn.done) if writes else None
 
