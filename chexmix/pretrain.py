@@ -817,7 +817,7 @@ def split_changes(
     overrides = {name: value for name, value in changes.items() if name not in names}
     return changed(ComputeOptions(), **options), overrides
 
-# %% ../nbs/05_pretrain.ipynb #ee6b44d3
+# %% ../nbs/05_pretrain.ipynb #906ccc4e
 def shared_changes(
     folder: Path,   # of the run
     changes: dict,  # of stage 2: fields of `ComputeOptions` and of `StageConfig`
@@ -852,7 +852,7 @@ def stage_learning_rate(stage_config: StageConfig) -> LearningRate:
     return LearningRate(stage_config.steps, stage_config.lr, 0. if forks else stage_config.warmup,
                         stage_config.decay)
 
-# %% ../nbs/05_pretrain.ipynb #77dd4d0f
+# %% ../nbs/05_pretrain.ipynb #cdb8df1c
 def training_summary(
     target: Path,  # folder of a stage
     done: int,     # steps
@@ -863,7 +863,7 @@ def training_summary(
     kept = int(stable[0].stem.split('-')[1]) if stable else done  # step-<done>-<checksum>
     return dict(steps=done, stable_steps=kept, parts=n_parts)
 
-# %% ../nbs/05_pretrain.ipynb #b01e44ff
+# %% ../nbs/05_pretrain.ipynb #2f74ea66
 def steps_seen(
     folder: Path,  # of the run
     stage_config: StageConfig,

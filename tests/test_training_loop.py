@@ -205,7 +205,8 @@ def test_a_slow_disk_costs_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch
         save(*args)
     monkeypatch.setattr(training.torch, 'save', slow_save)
     learn = training.new_learner(
-        Net(), slow_batch_at, lambda output, _: output, tmp_path, FitSettings(200, lr=.01, checkpoint_seconds=.2))
+        Net(), slow_batch_at, lambda output, _: output, tmp_path,
+        FitSettings(200, lr=.01, checkpoint_seconds=.2))
     waiting = TimeOf(learn.checkpoint)
     began = time.monotonic()
     learn.fit()
