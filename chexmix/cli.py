@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 
 from .core import (
-    atomic, changed, get_settings, open_run, parse_changes, PRESETS, read_settings, run_path, UserError)
+    add_compute_options, atomic, changed, compute_changes, get_settings, open_run, parse_changes, PRESETS,
+    read_settings, run_path, UserError)
 
 # %% ../nbs/14_cli.ipynb #5ced2886
 def read_all(
@@ -141,6 +142,7 @@ def run_settings(args):
     changes = parse_changes(args.set)
     if args.data: changes['data'] = args.data
     if args.seed: changes['seed'] = args.seed
+    if getattr(args, 'tokenizer_minutes', 0): changes['tokenizer_minutes'] = args.tokenizer_minutes
     if args.config and args.preset:
         raise UserError(f'--preset {args.preset} and --config {args.config} both name settings: '
                         'leave one out')
@@ -196,19 +198,18 @@ def start_settings(args):
 def pretrain(args) -> int:
     "Train stage 1 or stage 2 of a run."
     import pandas as pd
-    from chexmix.pretrain import launch, pretrain
+    from chexmix.pretrain import launch, pretrain, shared_changes
     from chexmix.tokenizer import prepare_run
     if args.processes < 1: raise UserError(f'--processes must be at least 1, not {args.processes}')
     settings = start_settings(args)
     folder = prepare_run(args.run, settings)
-    changes = dict(name=args.name)
-    if args.steps: changes['steps'] = args.steps
-    if args.lr: changes['lr'] = args.lr
-    fresh = dict(fresh=True) if args.fresh else {}
+    changes = compute_changes(args)
+    for name in ('steps', 'lr', 'fresh'):
+        if value := getattr(args, name): changes[name] = value
     if args.processes == 1: train = partial(pretrain, folder, settings)
     else: train = partial(launch, folder, processes=args.processes)
-    if args.stage == 2: train(1, **fresh)
-    target = train(args.stage, **changes, **fresh)
+    if args.stage == 2: train(1, **shared_changes(folder, changes))
+    target = train(args.stage, name=args.name, **changes)
     print_table(pd.read_csv(folder/'logs'/f'{target.name}.csv').round(3))
     print(f'model and processor: {target}')
     return 0
@@ -696,6 +697,8 @@ def add_making_commands(commands):
     p = command(commands, tokenizer, examples, 'write their reconstructions')
     p.add_argument('-o', '--out', default='',
                    help='PNG, or a folder for several (default: here, named after each image)')
+    p.add_argument('--minutes', type=float, default=0., dest='tokenizer_minutes',
+                   help='budget of time of the image tokenizer, in place of its steps (default: none)')
     add_making_options(p)
     p = command(commands, pretrain, 'chexmix pretrain --preset tiny --run try --stage 2')
     add_pretrain_options(p)
@@ -768,6 +771,7 @@ def add_pretrain_options(p: Parser):
                         '(default: its own)')
     p.add_argument('--fresh', action='store_true',
                    help='synthetic runs: every step learns from studies that are made for it')
+    add_compute_options(p)
 
 # %% ../nbs/14_cli.ipynb #5c5fe6ef
 def add_making_options(p: Parser):

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['PRESETS', 'NO_MEMORY', 'RENAMED', 'UserError', 'Layout', 'codes_to_ids', 'is_code', 'ids_to_codes', 'Settings',
-           'get_settings', 'changed', 'parse_changes', 'host_mark', 'atomic', 'is_leftover', 'remove_leftovers',
-           'json_checksum', 'is_unicode', 'write_json', 'read_json', 'file_hash', 'seal', 'check_seal', 'only_writer',
-           'memory_errors', 'runs_folder', 'run_path', 'with_new_names', 'ensure_settings', 'start_run', 'read_yaml',
+__all__ = ['PRESETS', 'NO_MEMORY', 'RENAMED', 'BUDGETS', 'UserError', 'Layout', 'codes_to_ids', 'is_code', 'ids_to_codes',
+           'Settings', 'get_settings', 'changed', 'parse_changes', 'add_compute_options', 'compute_changes',
+           'host_mark', 'atomic', 'is_leftover', 'remove_leftovers', 'json_checksum', 'is_unicode', 'write_json',
+           'read_json', 'file_hash', 'seal', 'check_seal', 'only_writer', 'is_out_of_memory', 'memory_errors',
+           'runs_folder', 'run_path', 'with_new_names', 'ensure_settings', 'saved_settings', 'start_run', 'read_yaml',
            'read_settings', 'open_run', 'path_in', 'progress', 'default_device', 'rng']
 
 # %% ../nbs/00_core.ipynb #bb8f22a7
@@ -115,6 +116,7 @@ class Settings:
     adversarial_start: float = .5    # image tokenizer: its loss counts after this share of steps
     data: str = ''            # a manifest or a table of images and texts; '' = synthetic studies
     seed: int = 0             # of the data, the weights and the order
+    tokenizer_minutes: float = 0.  # image tokenizer: budget of time, in place of its steps; 0 = none
 
     @property
     def mlp(self): return 4 * self.width
@@ -192,6 +194,31 @@ def parse_changes(
         if not equals: raise UserError(f'--set takes NAME=VALUE, not {word!r}')
         try: changes[name] = json.loads(value)
         except ValueError: changes[name] = value
+    return changes
+
+# %% ../nbs/00_core.ipynb #8ff35ea0
+def add_compute_options(parser):
+    "Options of a parser of `argparse` that say how a stage of pretraining is computed, and for how long."
+    option = parser.add_argument
+    option('--minutes', type=float, default=0.,
+           help='budget of time of each stage, in place of its steps: the learning rate goes by '
+                'the share of it that has passed (default: none)')
+    option('--parts', type=int, default=0,
+           help='pieces that each step is computed in, for less memory (default: as few as fit)')
+    option('--recompute', action='store_true',
+           help='activation checkpointing: less memory, a third more time')
+    option('--precision', default='', choices=('float32', 'bfloat16'),
+           help='of products (default: bfloat16 where the device has units for it)')
+    option('--checkpoint-seconds', type=float, default=60., metavar='S',
+           help='from one checkpoint to the next; 0: after every step (default: 60)')
+
+# %% ../nbs/00_core.ipynb #611ac225
+def compute_changes(args) -> dict:
+    "What these options say, as `pretrain` takes it: only what is not left at its default."
+    changes = dict(minutes=args.minutes, n_parts=args.parts, recompute=args.recompute,
+                   precision=args.precision)
+    changes = {name: value for name, value in changes.items() if value}
+    if args.checkpoint_seconds != 60: changes['checkpoint_seconds'] = args.checkpoint_seconds
     return changes
 
 # %% ../nbs/00_core.ipynb #c3a5e5ed
@@ -323,15 +350,19 @@ def only_writer(
 NO_MEMORY = (  # how torch, oneDNN and C++ say so
     "can't allocate memory", 'Cannot allocate memory', 'could not create a primitive', 'std::bad_alloc')
 
+# %% ../nbs/00_core.ipynb #cc9da01f
+def is_out_of_memory(error: Exception) -> bool:
+    "Whether an error tells of a lack of memory, on the CPU or a GPU."
+    if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError': return True
+    return any(words in str(error) for words in NO_MEMORY)
+
 # %% ../nbs/00_core.ipynb #79c15482
 @contextmanager
 def memory_errors(advice: str):
     "Turn a lack of memory inside, on the CPU or a GPU, into a `UserError` with the way out."
     try: yield
     except (MemoryError, RuntimeError) as e:  # `torch.OutOfMemoryError` is a RuntimeError
-        is_cpu = any(words in str(e) for words in NO_MEMORY)
-        is_memory = isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError'
-        if not is_memory and not is_cpu: raise
+        if not is_out_of_memory(e): raise
         raise UserError(f'there is not enough memory: {advice}') from e
 
 # %% ../nbs/00_core.ipynb #7eedfb9b
@@ -389,6 +420,15 @@ def ensure_settings(
                             'choose another run, or delete that folder')
     return folder
 
+# %% ../nbs/00_core.ipynb #f0a4c119
+BUDGETS = 'minutes', 'tokenizer_minutes'
+
+def saved_settings(
+    config,  # a dataclass of settings
+) -> dict:
+    "Settings as they are saved: a budget of time only where there is one, as in earlier versions."
+    return {name: value for name, value in asdict(config).items() if value or name not in BUDGETS}
+
 # %% ../nbs/00_core.ipynb #1bf92bd8
 def start_run(
     run: str | Path,  # a name in the runs folder, or a path
@@ -399,7 +439,7 @@ def start_run(
     Raises `UserError` where it belongs to other settings.
     """
     if config.data: config = replace(config, data=str(Path(config.data).resolve()))
-    return ensure_settings(run_path(run), asdict(config))
+    return ensure_settings(run_path(run), saved_settings(config))
 
 # %% ../nbs/00_core.ipynb #d1b7a138
 def read_yaml(path: str | Path):

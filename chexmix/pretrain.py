@@ -11,10 +11,11 @@ __all__ = ['CHOICES', 'DEFAULT_MASKING', 'STABLE', 'StageConfig', 'check_values'
            'Pretraining', 'swap_images', 'ordered_ids', 'mean_losses', 'Validator', 'printable', 'plot_reports',
            'panel_images', 'panel_axes', 'plot_panel', 'Panel', 'environment', 'settings_table', 'losses_table',
            'card_header', 'slug', 'loss_results', 'model_card', 'random_weights', 'set_dropout', 'start_weights',
-           'move_weights_last', 'save_stage', 'ComputeOptions', 'split_changes', 'stage_batches', 'stage_learning_rate',
-           'steps_seen', 'stage_fit_settings', 'stage_callbacks', 'uses_bfloat16', 'StageJob', 'stage_job',
-           'masked_text', 'StageLearner', 'plot_study', 'stage_learner', 'get_learner', 'pretrain', 'load_model',
-           'command_line', 'main', 'launch_command', 'run_aloud', 'launch', 'plot_log']
+           'move_weights_last', 'save_stage', 'ComputeOptions', 'split_changes', 'shared_changes', 'stage_batches',
+           'stage_learning_rate', 'training_summary', 'steps_seen', 'stage_fit_settings', 'stage_callbacks',
+           'uses_bfloat16', 'StageJob', 'stage_job', 'masked_text', 'StageLearner', 'plot_study', 'stage_learner',
+           'get_learner', 'pretrain', 'load_model', 'command_line', 'main', 'launch_command', 'run_aloud', 'launch',
+           'plot_log']
 
 # %% ../nbs/05_pretrain.ipynb #c4a464f4
 import argparse, itertools, json, os, platform, re, shutil, subprocess, sys, textwrap
@@ -35,9 +36,9 @@ from transformers.utils.logging import disable_progress_bar
 
 # %% ../nbs/05_pretrain.ipynb #05a0000f
 from .core import (
-    atomic, changed, check_seal, default_device, ensure_settings, is_code, Layout, memory_errors,
-    only_writer, open_run, parse_changes, read_json, rng, run_path, seal, Settings, UserError,
-    with_new_names, write_json)
+    add_compute_options, atomic, changed, check_seal, compute_changes, default_device, ensure_settings,
+    is_code, Layout, memory_errors, only_writer, open_run, parse_changes, read_json, rng, run_path,
+    saved_settings, seal, Settings, UserError, with_new_names, write_json)
 from .generate import fill_image, generate_reports
 from .model import (
     causal_loss, ChexmixForCausalLM, from_text_model, init_from_codebook, is_text, mask_tokens, new_model,
@@ -48,15 +49,15 @@ from .processor import collate, Processor
 from .report_text import report_text
 from .token_store import open_store, split_rows
 from .training_loop import (
-    bucketed_indices, Callback, FitSettings, has_bfloat16, init_distributed, KeepState, LearningRate,
-    new_learner, ProcessGroup, StepLearner)
+    BucketedIndices, Callback, checkpoints, FitSettings, has_bfloat16, init_distributed, KeepState,
+    LearningRate, new_learner, ProcessGroup, StepLearner)
 
 # %% ../nbs/05_pretrain.ipynb #8a0ae778
 @dataclass(frozen=True)
 class StageConfig:
     "All that decides what a stage learns, saved as `settings.json` beside its weights."
     stage: int            # 1 or 2
-    steps: int            # optimizer steps
+    steps: int            # optimizer steps; with `minutes`: of the schedule alone
     batch: int            # studies a step, over all processes
     lr: float             # peak learning rate
     seed: int             # of weights, order, masks and dropout
@@ -86,6 +87,7 @@ class StageConfig:
     grid_embedding: bool = True   # of a new model: codes are read with their row and column
     precision: str = ''           # float32 or bfloat16 products; '' = bfloat16 where the device has units
     optimizer: str = 'muon'       # muon (matrices of the layers; the rest by AdamW) or adamw
+    minutes: float = 0.           # budget of time, in place of a number of steps; 0 = none
 
 # %% ../nbs/05_pretrain.ipynb #05a00002
 CHOICES = dict(
@@ -106,6 +108,8 @@ def check_values(stage_config: StageConfig):
     for name in ('steps', 'batch', 'image_span', 'text_span', 'window'):
         value = getattr(stage_config, name)
         if value < 1: raise UserError(f'{name} must be at least 1, not {value}')
+    if not 0 <= stage_config.minutes < float('inf'):
+        raise UserError(f'minutes must be 0 (no budget) or more, not {stage_config.minutes}')
 
 # %% ../nbs/05_pretrain.ipynb #1820fd21
 def check_combinations(stage_config: StageConfig, settings: Settings):
@@ -284,15 +288,15 @@ class Batches:
         check_store(store, layout)
         check_batch(len(store), stage_config.batch, process_group.world_size)
         self.rows = store.select_columns(['codes', 'text_ids'])
-        self.lengths = text_lengths(store)
+        self.indices_at = BucketedIndices(
+            text_lengths(store), stage_config.batch, stage_config.seed, stage_config.window)
         self.stage_config, self.layout = stage_config, layout
         self.batch_index = process_share(stage_config, process_group)
 
     def __call__(self, step: int) -> tuple:  # as `as_batch` returns it
         "The share of this process."
         stage_config = self.stage_config
-        chosen = bucketed_indices(self.lengths, stage_config.batch, stage_config.first_step + step,
-                                  stage_config.seed, stage_config.window)
+        chosen = self.indices_at(stage_config.first_step + step)
         rows = read_rows(self.rows, chosen[self.batch_index].tolist())
         return as_batch(rows, step, self.batch_index, stage_config, self.layout)
 
@@ -611,7 +615,7 @@ class Panel(Callback):
     def after_batch(self):
         process_group = self.learn.process_group
         if process_group.rank or process_group.sharded or not self.rows: return
-        if self.learn.done % self.every: return
+        if not self.learn.passed(self.every): return
         model = getattr(self.model, 'module', self.model)  # inside DistributedDataParallel
         path = self.folder/f'step-{self.learn.done:08d}.png'
         plt.close(plot_panel(model.lm, self.processor, self.rows, path))
@@ -631,9 +635,13 @@ def environment(
         sharded=process_group.sharded, bfloat16=bf16, command=' '.join(sys.argv))
 
 # %% ../nbs/05_pretrain.ipynb #ef7b52ca
-def settings_table(stage_config: StageConfig) -> str:
-    "The settings of a stage, as a table in Markdown."
-    rows = [f'| {name} | {value} |' for name, value in asdict(stage_config).items()]
+def settings_table(
+    stage_config: StageConfig,
+    done: int,  # steps
+) -> str:
+    "The settings of a stage, as a table in Markdown; under a budget of time, the steps that were done."
+    values = saved_settings(stage_config) | dict(steps=done)
+    rows = [f'| {name} | {value} |' for name, value in values.items()]
     return '\n'.join(['| setting | value |', '|---|---|', *rows])
 
 # %% ../nbs/05_pretrain.ipynb #af564bda
@@ -705,7 +713,7 @@ inputs = processor(images='chest.png', return_tensors='pt')
 print(processor.batch_decode(model.generate(**inputs)))
 ```
 
-{settings_table(stage_config)}
+{settings_table(stage_config, int(log.step.iloc[-1]))}
 
 {losses_table(log)}
 '''
@@ -789,10 +797,15 @@ def save_stage(
 @dataclass(frozen=True)
 class ComputeOptions:
     "How a stage is computed: this does not decide what it learns, and is not saved."
-    n_parts: int = 1          # pieces a step is computed in, for less memory
+    n_parts: int = 0          # pieces a step is computed in, for less memory; 0 = as few as fit
     recompute: bool = False   # activation checkpointing: less memory, a third more time
     panels: int = 2           # panels plotted on the way, the last one at the end
-    checkpoint_seconds: float = 60.  # 0 saves after every step
+    checkpoint_seconds: float = 60.  # from one checkpoint to the next; 0 saves after every step
+
+    def __post_init__(self):
+        for name in ('n_parts', 'checkpoint_seconds'):
+            value = getattr(self, name)
+            if not value >= 0: raise UserError(f'{name} must be at least 0, not {value}')
 
 # %% ../nbs/05_pretrain.ipynb #05b00014
 def split_changes(
@@ -802,7 +815,18 @@ def split_changes(
     names = {field.name for field in fields(ComputeOptions)}
     options = {name: value for name, value in changes.items() if name in names}
     overrides = {name: value for name, value in changes.items() if name not in names}
-    return ComputeOptions(**options), overrides
+    return changed(ComputeOptions(), **options), overrides
+
+# %% ../nbs/05_pretrain.ipynb #906ccc4e
+def shared_changes(
+    folder: Path,   # of the run
+    changes: dict,  # of stage 2: fields of `ComputeOptions` and of `StageConfig`
+) -> dict:          # of stage 1
+    "What stage 1 takes over, where it is trained first because stage 2 was asked for."
+    names = {'fresh'}
+    if not (folder/'stage1'/'model.safetensors').exists():
+        names |= {field.name for field in fields(ComputeOptions)} | {'minutes', 'precision'}
+    return {name: value for name, value in changes.items() if name in names}
 
 # %% ../nbs/05_pretrain.ipynb #05b00016
 def stage_batches(
@@ -818,6 +842,9 @@ def stage_batches(
     source = phantom_source(settings)
     return FreshBatches(folder/'processor', settings, stage_config, layout, process_group, source)
 
+# %% ../nbs/05_pretrain.ipynb #f97d7998
+STABLE = 'stable'  # folder, in that of a stage, of the state at the end of its stable phase
+
 # %% ../nbs/05_pretrain.ipynb #e56a8a40
 def stage_learning_rate(stage_config: StageConfig) -> LearningRate:
     "The learning rate over a stage: a fork goes on at the peak, without another warm-up."
@@ -825,15 +852,31 @@ def stage_learning_rate(stage_config: StageConfig) -> LearningRate:
     return LearningRate(stage_config.steps, stage_config.lr, 0. if forks else stage_config.warmup,
                         stage_config.decay)
 
-# %% ../nbs/05_pretrain.ipynb #6c9346a3
+# %% ../nbs/05_pretrain.ipynb #cdb8df1c
+def training_summary(
+    target: Path,  # folder of a stage
+    done: int,     # steps
+    n_parts: int,  # each was computed in, at the end
+) -> dict:
+    "What a training has done, which its settings do not say where it had a budget of time."
+    stable = checkpoints(target/STABLE)
+    kept = int(stable[0].stem.split('-')[1]) if stable else done  # step-<done>-<checksum>
+    return dict(steps=done, stable_steps=kept, parts=n_parts)
+
+# %% ../nbs/05_pretrain.ipynb #2f74ea66
 def steps_seen(
     folder: Path,  # of the run
     stage_config: StageConfig,
 ) -> int:
     "How many steps of the batches the weights have seen from which a stage starts."
-    settings = folder/stage_config.start/'settings.json'
-    if not stage_config.start or not settings.exists(): return 0
-    start = StageConfig(**with_new_names(read_json(settings)))
+    place = folder/stage_config.start
+    if not stage_config.start or not (place/'settings.json').exists(): return 0
+    start = StageConfig(**with_new_names(read_json(place/'settings.json')))
+    if start.minutes:
+        if not (place/'training.json').exists():
+            raise UserError(f'{place} is not trained to its end: run `chexmix pretrain` for it first')
+        summary = read_json(place/'training.json')
+        return start.first_step + summary['stable_steps' if stage_config.fork else 'steps']
     last = stage_learning_rate(start).first_falling if stage_config.fork else start.steps
     return start.first_step + last
 
@@ -854,10 +897,8 @@ def stage_fit_settings(
         fork=fork, seed=stage_config.seed, weight_decay=.1, muon=stage_config.optimizer == 'muon',
         log_every=max(1, stage_config.steps // 10), title=title, log_path=log_path,
         checkpoint_seconds=options.checkpoint_seconds, n_parts=options.n_parts,
-        bf16=bf16, identity=dict(settings=asdict(stage_config), data=data_hash))
-
-# %% ../nbs/05_pretrain.ipynb #f97d7998
-STABLE = 'stable'  # folder, in that of a stage, of the state at the end of its stable phase
+        seconds=60 * stage_config.minutes, bf16=bf16,
+        identity=dict(settings=saved_settings(stage_config), data=data_hash))
 
 # %% ../nbs/05_pretrain.ipynb #05b00019
 def stage_callbacks(
@@ -911,7 +952,7 @@ def stage_job(
     if 'first_step' not in overrides:
         stage_config = replace(stage_config, first_step=steps_seen(folder, stage_config))
     target = folder/(name or f'stage{stage}')
-    if not process_group.rank: ensure_settings(target, asdict(stage_config))
+    if not process_group.rank: ensure_settings(target, saved_settings(stage_config))
     return StageJob(folder, target, settings, stage_config, options, process_group)
 
 # %% ../nbs/05_pretrain.ipynb #8383e1a1
@@ -945,6 +986,8 @@ class StageLearner(StepLearner):
     def save_stage(self):
         "Write weights, processor and card into the folder of the stage; then delete the checkpoints."
         job, log = self.job, pd.DataFrame(self.log)
+        if not job.process_group.rank:
+            write_json(job.target/'training.json', training_summary(job.target, self.done, self.n_parts))
         card = model_card(job.stage_config, self.data, log)
         save_stage(job.target, self.network, self.processor, job.process_group, card)
 
@@ -1089,8 +1132,7 @@ def command_line() -> argparse.ArgumentParser:
     option('run', help='a name under runs/, or a path')
     option('--stage', type=int, default=1, choices=(1, 2))
     option('--name', default='', help='folder of the result (default: stage1 or stage2)')
-    option('--parts', type=int, default=1, help='pieces a step is computed in, for less memory')
-    option('--recompute', action='store_true', help='activation checkpointing, for less memory')
+    add_compute_options(parser)
     option('--set', action='append', default=[], metavar='NAME=VALUE',
            help='another value for a field of the stage, for example --set steps=100')
     return parser
@@ -1101,13 +1143,13 @@ def main(
 ) -> int:  # exit code: 2 where the user can mend something
     "Train one stage as one of the processes that a launcher started."
     args = command_line().parse_args(words)
-    memory = dict(n_parts=args.parts, recompute=args.recompute)
     try:
         folder, settings = open_run(args.run)
         process_group = init_distributed()
-        changes = parse_changes(args.set)
-        if args.stage == 2 and 'start' not in changes: pretrain(folder, settings, 1, **memory)
-        target = pretrain(folder, settings, args.stage, args.name, **memory, **changes)
+        changes = compute_changes(args) | parse_changes(args.set)
+        if args.stage == 2 and 'start' not in changes:
+            pretrain(folder, settings, 1, **shared_changes(folder, changes))
+        target = pretrain(folder, settings, args.stage, args.name, **changes)
         if not process_group.rank: print(f'model and processor: {target}')
         return 0
     except UserError as e:
@@ -1122,7 +1164,7 @@ def launch_command(
     stage: int,
     processes: int,  # on this machine
     name: str = '',  # folder of the result
-    **changes,       # fields of `StageConfig`
+    **changes,       # fields of `StageConfig` and of `ComputeOptions`
 ) -> list[str]:
     "The command that trains one stage by several processes on this machine."
     launcher = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}',
@@ -1148,7 +1190,7 @@ def launch(
     stage: int,
     processes: int,  # on this machine
     name: str = '',  # folder of the result
-    **changes,       # fields of `StageConfig`
+    **changes,       # fields of `StageConfig` and of `ComputeOptions`
 ) -> Path:           # the folder of the result
     """Train one stage by several processes on this machine, and show what they print.
 

@@ -102,6 +102,7 @@ def fit_features(
     channels: int,  # of the image
     steps: int,
     seed: int,
+    seconds: float = 0.,  # budget of time, in place of the steps; 0 = none
 ):
     "Train a feature network, and write `features.safetensors` and `features.json`."
     torch.manual_seed(seed)
@@ -112,9 +113,10 @@ def fit_features(
         return x, x  # input and target
 
     log_every = max(1, steps // 5)
-    settings = FitSettings(steps, lr=3e-3, seed=seed, log_every=log_every, title='feature network')
+    settings = FitSettings(
+        steps, lr=3e-3, seed=seed, log_every=log_every, seconds=seconds, title='feature network')
     log = fit(FeatureTraining(net), batch_at, matching_loss, folder/'features_training', settings)
-    facts = dict(steps=steps, seed=seed, found=log.found.iloc[-1], among=64)
+    facts = dict(steps=int(log.step.iloc[-1]), seed=seed, found=log.found.iloc[-1], among=64)
     write_json(folder/'features.json', facts)
     state = {name: tensor.cpu() for name, tensor in net.state_dict().items()}
     with atomic(folder/'features.safetensors') as part: save_file(state, part)
@@ -126,11 +128,12 @@ def train_features(
     channels: int,     # of the image
     steps: int,
     seed: int = 0,
+    seconds: float = 0.,  # budget of time, in place of the steps; 0 = none
 ) -> FeatureNet:  # frozen
     "Train the feature network on the run's own images, or load the finished one."
     folder = Path(folder)
     path = folder/'features.safetensors'
-    if not path.exists(): fit_features(folder, images_at, channels, steps, seed)
+    if not path.exists(): fit_features(folder, images_at, channels, steps, seed, seconds)
     net = FeatureNet(channels)
     load_strictly(net, load_file(path), str(path))
     return net.eval().requires_grad_(False)
@@ -172,12 +175,13 @@ def perceptual_distance(
     channels: int,  # of the image
     steps: int,     # to train a network of our own
     seed: int = 0,
+    seconds: float = 0.,  # budget of time, in place of the steps; 0 = none
 ) -> nn.Module:
     "LPIPS where it is available, else a network trained on the run's own images. Prints which."
     if lpips_available():
         print('perceptual loss: LPIPS (VGG-16)')
         return Lpips()
-    net = train_features(folder, images_at, channels, steps, seed)
+    net = train_features(folder, images_at, channels, steps, seed, seconds)
     found = read_json(folder/'features.json')['found']
     print('perceptual loss: a feature network trained on these images '
           f'({found:.0%} of squares found again among 64)')
@@ -241,10 +245,10 @@ class Adversary(Callback):
         if 'discriminator' in self.learn.memory:
             self.optimizer.load_state_dict(self.learn.memory['discriminator'])
 
-    def before_batch(self): self.model.adversarial_on = self.learn.done >= self.adversarial_start
+    def before_batch(self): self.model.adversarial_on = self.learn.position >= self.adversarial_start
 
     def after_batch(self):
-        if self.learn.done > self.start: self.step(self.xb[0].float(), self.pred[0].detach().float())
+        if self.learn.position > self.start: self.step(self.xb[0].float(), self.pred[0].detach().float())
 
 # %% ../nbs/tokenizer/vqgan_losses.ipynb #541b8d2a
 @patch

@@ -5,7 +5,7 @@ import pandas as pd, pytest, torch
 from safetensors.torch import load_file
 
 import chexmix.pretrain as pretraining
-from chexmix.core import open_run, UserError
+from chexmix.core import open_run, read_json, UserError
 
 processes = multiprocessing.get_context('forkserver')
 processes.set_forkserver_preload(['chexmix.pretrain'])
@@ -31,11 +31,22 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def train_in_two(folder, name, changes, log, sharded=False):
+def train_with_little_memory(rank, *args):
+    "The same, but the memory of rank 1 ends at two studies."
+    forward = pretraining.Pretraining.forward
+
+    def limited(self, input_ids, *inputs):
+        if rank and self.training and len(input_ids) > 2: raise torch.OutOfMemoryError('none left')
+        return forward(self, input_ids, *inputs)
+    pretraining.Pretraining.forward = limited
+    train(rank, *args)
+
+
+def train_in_two(folder, name, changes, log, sharded=False, function=train):
     "Train stage 2 in two processes, which must both succeed."
     port = free_port()
     group = [
-        processes.Process(target=train, args=(rank, port, sharded, folder, name, changes, log))
+        processes.Process(target=function, args=(rank, port, sharded, folder, name, changes, log))
         for rank in (0, 1)]
     for p in group: p.start()
     for p in group: p.join()
@@ -98,6 +109,22 @@ def test_two_processes_in_bfloat16(alone, tmp_path, sharded):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+def test_processes_agree_on_parts(alone, tmp_path):
+    "What does not fit into the memory of one is divided by all of them."
+    folder, changes = alone
+    train_in_two(folder, 'little', changes, tmp_path/'log', function=train_with_little_memory)
+    assert read_json(folder/'little'/'training.json')['parts'] == 2
+    assert 'each step is computed in 2 parts' in (tmp_path/'log.0').read_text()
+    assert distance(folder, 'alone', 'little') < .01
+
+
+def test_processes_end_a_budget_at_the_same_step(alone, tmp_path):
+    folder, changes = alone
+    train_in_two(folder, 'timed', changes | dict(minutes=.05), tmp_path/'log')
+    steps = read_json(folder/'timed'/'training.json')['steps']
+    assert steps == pd.read_csv(folder/'logs'/'timed.csv').step.iloc[-1] > 0
+
+
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, monkeypatch):
     folder, changes = alone
     original = pretraining.Batches.__call__
@@ -117,7 +144,9 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, monkeyp
 def test_the_launcher_starts_processes(alone):
     "As the notebook does with `processes`; and a mistake is one line."
     folder, _ = alone
-    target = pretraining.launch(folder, 2, 2, 'launched', steps=3)
+    options = dict(n_parts=2, recompute=True, precision='float32', checkpoint_seconds=0)
+    target = pretraining.launch(folder, 2, 2, 'launched', steps=3, **options)
+    assert read_json(target/'training.json')['parts'] == 2
     assert (target/'model.safetensors').exists()
     with pytest.raises(UserError, match='^2 processes share a batch of 1 studies'):
         pretraining.launch(folder, 2, 2, 'too small', steps=3, batch=1)
