@@ -128,7 +128,7 @@ def crowded_functions(tree: ast.AST) -> list[str]:
 def hand_written(text: str) -> list[str]:
     "The lines of a file, without empty ones and nbdev's (the docstring of a module, `__all__`)."
     lines = text.splitlines()
-    for node in ast.parse(text).body[:8]:
+    for node in ast.parse(text).body:
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         if docstring or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__all__'):
             lines[node.lineno - 1:node.end_lineno] = [''] * (node.end_lineno - node.lineno + 1)
