@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['HALF', 'HEADLINE', 'TASKS', 'EARLIER', 'LOWER_IS_BETTER', 'LEADING', 'OUTCOMES', 'HIGH', 'ALL', 'CLAIMS', 'STANDARD',
-           'SHORT', 'BUDGETS', 'NOT_RANKED', 'SHEETS', 'SECTIONS', 'results_folder', 'results_folders', 'report_rows',
-           'headline_rows', 'fits', 'select', 'with_pool', 'with_interval', 'headline', 'kept_of', 'paired_at',
-           'paired_outcome', 'verdict', 'compare_with', 'comparisons', 'best_baseline', 'leading_sentence',
+           'SHORT', 'BUDGETS', 'NOT_RANKED', 'SHEETS', 'SECTIONS', 'LOOKS', 'results_folder', 'results_folders',
+           'report_rows', 'headline_rows', 'fits', 'select', 'with_pool', 'with_interval', 'headline', 'kept_of',
+           'paired_at', 'paired_outcome', 'verdict', 'compare_with', 'comparisons', 'best_baseline', 'leading_sentence',
            'dependence_sentence', 'conclusions', 'beats_input', 'relative_gain', 'paired_claim', 'evaluate_claim',
            'describe_data', 'folders_by_study', 'by_study', 'gain_texts', 'judge_study', 'claims', 'seeds_cell',
            'over_seeds', 'beside_best', 'over_ratios', 'system_title', 'system_kind', 'first_values', 'shown_systems',
            'plot_curves', 'plot_ratios', 'over_steps', 'plot_budget_panel', 'plot_steps', 'conditions',
            'markdown_table', 'summary', 'best_systems', 'number_cell', 'system_rows', 'column_title', 'systems_table',
            'training_of', 'compared_systems', 'short_column', 'beside_packed', 'differing_cells', 'report_card',
-           'retrieval_card', 'example_studies', 'section', 'claims_part', 'about_run', 'page_warning', 'look_part',
-           'results_page']
+           'retrieval_card', 'example_studies', 'section', 'claims_part', 'about_run', 'page_warning', 'look_pictures',
+           'marked_text', 'look_card', 'look_cards', 'look_part', 'results_page']
 
 # %% ../nbs/11_results.ipynb #897430b4
 import textwrap
@@ -25,13 +25,12 @@ from PIL import Image
 
 from .baselines import kept_statistic
 from .core import atomic, read_json, run_path, UserError
-from .first_look import look_cards
 from .metrics import ConfidenceInterval, paired_verdict
 from .page import (
     Cell, data_uri, Figure, Mark, Page, Part, Picture, Row, StudyCard, Table, Text, write_page)
 from .plots import label_lines, model_color, save_figure
 from .records import load_records, load_study_values, paired_record, Record, StudyValues
-from .report import compare_findings
+from .report import affirmed_names, compare_findings
 
 # %% ../nbs/11_results.ipynb #e974a851
 def results_folder(
@@ -997,6 +996,65 @@ def page_warning(synthetic: bool) -> str:
     warning = 'Research software, never for clinical use. '
     if synthetic: warning += 'All studies on this page are synthetic. '
     return warning + 'Minutes of training show that the code works; they do not show what the method can do.'
+
+# %% ../nbs/11_results.ipynb #9d32afa9
+def look_pictures(
+    study: dict,   # of a saved look
+    folder: Path,  # of the run
+    title: str,    # of the model; '' = it is the only one
+    first: str,    # the picture on the left: 'image' or 'kept'
+) -> list[Picture]:
+    "The radiograph or what its codes keep, the half hidden one with its slider, and all codes decoded."
+    def uri(kind): return data_uri(folder/study[kind])
+    of = f', {title}' if title else ''
+    left = 'radiograph' if first == 'image' else f'what its codes keep{of}'
+    slider = Picture(
+        'half hidden', uri('image'), uri('filled'), f'filled in{of}', np.array(study['mask'], bool))
+    return [Picture(left, uri(first)), slider, Picture(f'decoded from all codes{of}', uri('decoded'))]
+
+# %% ../nbs/11_results.ipynb #c0bc2e9d
+def marked_text(
+    title: str,
+    true: str,     # report
+    written: str,  # report
+    kind: str = '',
+) -> Text:
+    "A written report with its findings marked: found, missed, invented."
+    compared = compare_findings(affirmed_names(true), affirmed_names(written))
+    return Text(title, written, [Mark(finding, sign) for finding, sign, _ in compared], kind)
+
+# %% ../nbs/11_results.ipynb #1b9052f8
+def look_card(
+    studies: dict[str, dict],  # title of the model → the same study of each saved look
+    folder: Path,              # of the run
+) -> StudyCard:
+    "One study as the model, or as two models, see it."
+    several = len(studies) > 1
+    pictures, texts = [], []
+    for k, (title, study) in enumerate(studies.items()):
+        pictures += look_pictures(study, folder, title if several else '', 'kept' if k else 'image')
+        if not texts: texts.append(Text('the true report', study['true']))
+        kind = 'stage2' if k else ''
+        texts.append(marked_text(f'{title} wrote', study['true'], study['written'], kind))
+        texts.append(Text(f'{title} wrote of the visible half', study['written_of_half'], kind=kind))
+        if 'nearest' in study: texts.append(Text('nearest of the packed reports', study['nearest']))
+    return StudyCard(pictures, texts)
+
+# %% ../nbs/11_results.ipynb #934d30f5
+LOOKS = {'look_packed': 'the packed model', 'look_own': 'the model of this run'}
+
+def look_cards(
+    folder: Path,  # of the run
+    results: Path | None = None,  # where the looks lie; None = in `results/` of the run
+) -> list[StudyCard]:
+    "The looks of a folder as cards, one for each study; none where there is no look."
+    found = {}  # id of a study → title of the model → its look
+    for name, title in LOOKS.items():
+        path = (results or folder/'results')/f'{name}.json'
+        if not path.exists(): continue
+        for study in read_json(path)['studies']:
+            found.setdefault(study['study_id'], {})[title] = study
+    return [look_card(studies, folder) for studies in found.values()]
 
 # %% ../nbs/11_results.ipynb #56c87047
 def look_part(

@@ -221,9 +221,10 @@ FOREIGN = (  # what may lie in a checkout and must never be published
     '.env', 'runs/demo/manifest.csv', 'notes.txt', 'chexmix/secret.key', 'nbs/.ipynb_checkpoints/a.ipynb',
     'tests/patient.dcm', 'docs/_source/index.md', 'chexmix/__pycache__/core.pyc', 'results/mine.json')
 PUBLISHED = (  # of a source distribution
-    r'chexmix/\w+\.py|chexmix/(bundled|samples)/.+|nbs/.+\.ipynb|tests/.+\.py|docs/\w+\.(py|md)|docs/static/.+\.css|'
+    r'chexmix/\w+\.py|chexmix/(bundled|samples|templates)/.+|nbs/.+\.ipynb|tests/.+\.py|'
+    r'docs/\w+\.(py|md)|docs/static/.+\.css|'
     r'settings\.ini|setup\.(py|cfg)|pyproject\.toml|constraints\.txt|Makefile|MANIFEST\.in|LICENSE|'
-    r'README\.md|CITATION\.cff|CONTRIBUTING\.md|PKG-INFO|chexmix\.egg-info/.+')
+    r'README\.md|CITATION\.cff|CONTRIBUTING\.md|CHANGELOG\.md|PKG-INFO|chexmix\.egg-info/.+')
 
 
 def test_wheel_and_source_distribution_hold_nothing_else(tmp_path):
@@ -237,7 +238,7 @@ def test_wheel_and_source_distribution_hold_nothing_else(tmp_path):
     command = [sys.executable, '-m', 'build', '--no-isolation', '--sdist', '--wheel', '-o', tmp_path, source]
     subprocess.run(command, check=True, capture_output=True, text=True)
     wheel = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
-    ours = r'chexmix/(\w+\.py|bundled/.+|samples/.+)|chexmix-[^/]+\.dist-info/.+'
+    ours = r'chexmix/(\w+\.py|bundled/.+|samples/.+|templates/.+)|chexmix-[^/]+\.dist-info/.+'
     others = [name for name in wheel if not re.fullmatch(ours, name)]
     assert not others
     with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as archive:

@@ -3,8 +3,8 @@
 FOUND = [
     ('SIGKILL', 'A killed writer left incomplete files among the finished ones.',
      'The next call removes what a dead process of the same machine left.'),
-    ('SIGKILL', 'A killed tokenizer training ended with other weights: gradients of the discriminator counted '
-     'in the clipping of the next step, and a new process had none.',
+    ('SIGKILL', 'A killed tokenizer training ended with other weights: gradients of the discriminator '
+     'counted in the clipping of the next step, and a new process had none.',
      'They are gone after the step of the discriminator.'),
     ('clocks', 'A training whose wall clock was set back by a year did not end: the thread that wrote '
      "TensorBoard's files waited for that year.", 'They are written at once, without a thread.'),
