@@ -8,6 +8,7 @@ __all__ = ['DecoderDied', 'Apart', 'decode_apart', 'read_gdcm']
 # %% ../nbs/data/decoders.ipynb #c9684770
 import multiprocessing, os, threading
 from concurrent.futures import TimeoutError
+from multiprocessing.util import Finalize
 
 import gdcm
 from joblib.externals.loky import ProcessPoolExecutor
@@ -28,13 +29,21 @@ class Apart:
         "What a function returns. Raises its error, or `DecoderDied` where it dies or takes too long."
         if self.owner != os.getpid(): self.__init__(self.idle)  # a fork has no threads of its parent's pool
         with self.lock:
-            if not self.pool: self.pool = ProcessPoolExecutor(1, timeout=self.idle)
+            if not self.pool: self.start()
             try: return self.pool.submit(function, *args, **kwargs).result(seconds)
             except BrokenProcessPool: reason = 'it ends the process that decodes it'
             except TimeoutError: reason = f'it is not decoded within {seconds:g} s'
-            self.pool.shutdown(kill_workers=True)
-            self.pool = None
+            self.stop()
         raise DecoderDied(reason)
+
+    def start(self):
+        self.pool = ProcessPoolExecutor(1, timeout=self.idle)
+        # A child that ends would wait for its own child until that has been idle for long.
+        Finalize(None, self.stop, exitpriority=10)
+
+    def stop(self):
+        if self.pool: self.pool.shutdown(kill_workers=True)
+        self.pool = None
 
 # %% ../nbs/data/decoders.ipynb #74abfef4
 _call_apart = Apart()

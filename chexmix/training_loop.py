@@ -745,7 +745,8 @@ class Distribute(Callback):
         if group.sharded: self.shard(model)
         elif group.world_size > 1:
             devices = [group.device] if group.device.type == 'cuda' else None
-            self.learn.model = DistributedDataParallel(model, devices)
+            # Buffers are constants; to exchange them would make a part wait for all processes.
+            self.learn.model = DistributedDataParallel(model, devices, broadcast_buffers=False)
 
     def shard(self, model: torch.nn.Module):
         policy = MixedPrecisionPolicy()
