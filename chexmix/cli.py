@@ -877,8 +877,9 @@ def main(
         return code
     except UserError as e: print(f'chexmix: {e}', file=sys.stderr)
     except ModuleNotFoundError as e:
-        if e.name not in EXTRAS: raise
-        print(f"chexmix: {e.name} is not installed: pip install 'chexmix[{EXTRAS[e.name]}]'", file=sys.stderr)
+        package = str(e.name).partition('.')[0]
+        if package not in EXTRAS: raise
+        print(f"chexmix: {package} is not installed: pip install 'chexmix[{EXTRAS[package]}]'", file=sys.stderr)
     except BrokenPipeError:
         # Python flushes once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -99,7 +99,9 @@ def test_words_are_joined_from_pieces():
 
 def test_a_study_is_nearest_to_itself(opened, studies):
     vectors = study_vectors(opened.model, torch.stack([s.codes for s in studies]))
-    for k in range(6): assert similarities(vectors, vectors[k]).argmax() == k
+    for k in range(6):
+        found = similarities(vectors, vectors[k])
+        assert found[k] > found.max() - 1e-6  # two studies may have the same codes at preset tiny
 
 
 def test_nothing_of_a_report_is_read_as_markup(opened, studies):
@@ -133,7 +135,7 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch, capsys):
     for module in ('voila', 'anywidget'):
         with monkeypatch.context() as m:
             m.setitem(sys.modules, module, None)  # as if it were not installed
-            if module == 'voila': m.setitem(sys.modules, 'voila.app', None)
+            m.delitem(sys.modules, 'voila.app', raising=False)
             assert main(['explore']) == 2
         line = capsys.readouterr().err.strip()
         assert line == f"chexmix: {module} is not installed: pip install 'chexmix[notebooks]'"
