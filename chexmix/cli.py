@@ -879,7 +879,8 @@ def main(
     except ModuleNotFoundError as e:
         package = str(e.name).partition('.')[0]
         if package not in EXTRAS: raise
-        print(f"chexmix: {package} is not installed: pip install 'chexmix[{EXTRAS[package]}]'", file=sys.stderr)
+        advice = f"pip install 'chexmix[{EXTRAS[package]}]'"
+        print(f'chexmix: {package} is not installed: {advice}', file=sys.stderr)
     except BrokenPipeError:
         # Python flushes once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
