@@ -237,7 +237,7 @@ def write_log(
     log: pd.DataFrame,  # one row for each `step` that was logged
 ):
     "Write a training log as `logs/<name>.csv`, and its curves as `figures/<name>_curves.png`."
-    remove_leftovers(folder/'figures')
+    for place in ('logs', 'figures'): remove_leftovers(folder/place)
     with atomic(folder/'logs'/f'{name}.csv') as path: log.to_csv(path, index=False)
     fig = plot_columns(log)
     with atomic(folder/'figures'/f'{name}_curves.png') as path: fig.savefig(path, format='png')
