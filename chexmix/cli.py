@@ -11,7 +11,7 @@ __all__ = ['EVALUATIONS', 'DEMO', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_pat
            'start_settings', 'pretrain', 'show_records', 'model_name', 'opened', 'without_images', 'is_table',
            'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers',
            'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve', 'evaluation', 'evaluated_stages', 'evaluate',
-           'export', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'side_by_side', 'executed_notebook',
+           'export', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'execute_all', 'executed_notebook',
            'run_notebooks', 'demo', 'add_making_commands', 'add_using_commands', 'add_embed_options',
            'add_retrieve_options', 'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
            'add_evaluate_commands', 'build_parser', 'run_command', 'main']
@@ -549,10 +549,10 @@ DEMO = (  # notebooks of a step with their own parameters, seconds expected at p
     ({'03_tokenizer': {}}, 245),
     ({'05_pretrain': {'stage': 1}}, 195),
     ({'05_pretrain': {'stage': 2}}, 125),
-    ({'06_classify': {'most': 600, 'asked': 24, 'samples': 0},  # side by side
+    ({'06_classify': {'most': 600, 'asked': 24, 'samples': 0},  # one step
       '07_inpaint': {'most': 48, 'classifier_steps': 150, 'classifier_most': 200},
       '08_report': {'most': 80},
-      '09_retrieve': {}}, 190),
+      '09_retrieve': {}}, 340),
     ({'10_baselines': {'most': 600, 'inpaint_most': 48, 'report_most': 80}}, 80),
     ({'11_results': {}}, 30))
 
@@ -604,23 +604,11 @@ def execute(
     os.replace(failed, target)
 
 # %% ../nbs/14_cli.ipynb #70898a6f
-def side_by_side(
+def execute_all(
     tasks: list[tuple],  # arguments of `execute`
 ):
-    """Execute notebooks, two at a time, each with its share of the cores.
-
-    Raises the `UserError` of one that stops; those that were begun are finished.
-    """
-    if len(tasks) == 1: return execute(*tasks[0])
-    from concurrent.futures import ThreadPoolExecutor
-    from fastcore.xtras import modified_env
-    threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, os.cpu_count() // 2))
-    pool = ThreadPoolExecutor(2)
-    with modified_env(OMP_NUM_THREADS=threads):
-        try:
-            under_way = [pool.submit(execute, *task, f'{task[0].stem} · ') for task in tasks]
-            for task in under_way: task.result()
-        finally: pool.shutdown(cancel_futures=True)
+    "Execute notebooks one after another; with several, each line of theirs begins with the notebook's name."
+    for task in tasks: execute(*task, f'{task[0].stem} · ' if len(tasks) > 1 else '')
 
 # %% ../nbs/14_cli.ipynb #065c729a
 def executed_notebook(
@@ -654,7 +642,7 @@ def run_notebooks(
             shared = making if name in ('03_tokenizer', '05_pretrain') else {}
             parameters = {'run': str(folder), **shared, **notebooks[name]}
             tasks.append((source/f'{name}.ipynb', targets[name], parameters))
-        side_by_side(tasks)
+        execute_all(tasks)
 
 # %% ../nbs/14_cli.ipynb #4b9d0f05
 def demo(args) -> int:
