@@ -11,10 +11,10 @@ __all__ = ['EVALUATIONS', 'DEMO', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_pat
            'start_settings', 'pretrain', 'show_records', 'model_name', 'opened', 'without_images', 'is_table',
            'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers',
            'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve', 'evaluation', 'evaluated_stages', 'evaluate',
-           'export', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'execute_all', 'executed_notebook',
-           'run_notebooks', 'demo', 'add_making_commands', 'add_using_commands', 'add_embed_options',
-           'add_retrieve_options', 'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
-           'add_evaluate_commands', 'build_parser', 'run_command', 'main']
+           'export', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'run_notebooks', 'demo', 'add_making_commands',
+           'add_using_commands', 'add_embed_options', 'add_retrieve_options', 'add_pretrain_options',
+           'add_making_options', 'add_model_options', 'add_use_options', 'add_evaluate_commands', 'build_parser',
+           'run_command', 'main']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
 import argparse, importlib, os, re, shutil, sys, textwrap, time
@@ -544,17 +544,17 @@ def audit(args) -> int:
     return 0
 
 # %% ../nbs/14_cli.ipynb #9831e231
-DEMO = (  # notebooks of a step with their own parameters, seconds expected at preset small on two CPU cores
-    ({'inference/first_look': {}}, 45),
-    ({'03_tokenizer': {}}, 245),
-    ({'05_pretrain': {'stage': 1}}, 195),
-    ({'05_pretrain': {'stage': 2}}, 125),
-    ({'06_classify': {'most': 600, 'asked': 24, 'samples': 0},  # one step
-      '07_inpaint': {'most': 48, 'classifier_steps': 150, 'classifier_most': 200},
-      '08_report': {'most': 80},
-      '09_retrieve': {}}, 340),
-    ({'10_baselines': {'most': 600, 'inpaint_most': 48, 'report_most': 80}}, 80),
-    ({'11_results': {}}, 30))
+DEMO = (  # notebook, its own parameters, seconds expected at preset small on two CPU cores
+    ('inference/first_look', {}, 45),
+    ('03_tokenizer', {}, 260),
+    ('05_pretrain', {'stage': 1}, 190),
+    ('05_pretrain', {'stage': 2}, 125),
+    ('06_classify', {'most': 600, 'asked': 24, 'samples': 0}, 85),
+    ('07_inpaint', {'most': 48, 'classifier_steps': 150, 'classifier_most': 200}, 90),
+    ('08_report', {'most': 80}, 95),
+    ('09_retrieve', {}, 65),
+    ('10_baselines', {'most': 600, 'inpaint_most': 48, 'report_most': 80}, 85),
+    ('11_results', {}, 30))
 
 # %% ../nbs/14_cli.ipynb #4bd1f46e
 def time_left(
@@ -562,20 +562,16 @@ def time_left(
     done: int,     # how many of `DEMO` are finished
 ) -> float:
     "Seconds that the rest of the demo will take, by what was expected and how long the finished steps took."
-    expected = [seconds for _, seconds in DEMO]
+    expected = [seconds for *_, seconds in DEMO]
     pace = spent / sum(expected[:done]) if done else 1.
     return pace * sum(expected[done:])
 
 # %% ../nbs/14_cli.ipynb #e51bf22b
 class Lines:
     "Standard output for a notebook's own: carriage returns become lines, empty lines are dropped."
-    def __init__(self, label: str = ''):  # before each line
-        self.label = label
-
     def write(self, text):
         for line in re.split(r'[\r\n]+', text):
-            if line.strip(): print('   ', self.label + line, flush=True)
-
+            if line.strip(): print('   ', line, flush=True)
     def flush(self): sys.stdout.flush()
 
 # %% ../nbs/14_cli.ipynb #e500cc4f
@@ -583,7 +579,6 @@ def execute(
     source: Path,      # a notebook
     target: Path,      # where the executed one goes
     parameters: dict,
-    label: str = '',   # before each line that it prints
 ):
     """Run a notebook by papermill; `target` appears only when all cells have succeeded.
 
@@ -596,29 +591,12 @@ def execute(
     quiet = ['--IPKernelApp.log_level=ERROR']  # the kernel warns of its local sockets at every start
     try:
         papermill.execute_notebook(
-            source, failed, parameters, kernel_name='python3', progress_bar=False,
-            stdout_file=Lines(label), cwd=source.parent, extra_arguments=quiet)
+            source, failed, parameters, kernel_name='python3', progress_bar=False, stdout_file=Lines(),
+            cwd=source.parent, extra_arguments=quiet)
     except PapermillExecutionError as e:
         raise UserError(f'{source.name} stopped with {e.ename}: {e.evalue}; '
                         f'the notebook up to there is {failed}') from e
     os.replace(failed, target)
-
-# %% ../nbs/14_cli.ipynb #70898a6f
-def execute_all(
-    tasks: list[tuple],  # arguments of `execute`
-):
-    "Execute notebooks one after another; with several, each line of theirs begins with the notebook's name."
-    for task in tasks: execute(*task, f'{task[0].stem} · ' if len(tasks) > 1 else '')
-
-# %% ../nbs/14_cli.ipynb #065c729a
-def executed_notebook(
-    folder: Path,  # of the run
-    name: str,     # of the notebook
-    own: dict,     # its own parameters
-) -> Path:
-    "Where the executed notebook of a demo goes."
-    suffix = f'_stage{own["stage"]}' if 'stage' in own else ''
-    return folder/'notebooks'/f'{name}{suffix}.ipynb'
 
 # %% ../nbs/14_cli.ipynb #b61f5add
 def run_notebooks(
@@ -629,20 +607,15 @@ def run_notebooks(
     source, begin = Path(args.notebooks), time.monotonic()
     data = str(Path(args.data).resolve()) if args.data else ''  # notebooks run in a folder of their own
     making = {'preset': args.preset, 'data': data, 'seed': args.seed}
-    for i, (notebooks, _) in enumerate(DEMO):
-        if data and 'inference/first_look' in notebooks: continue  # that shows synthetic studies
-        targets = {name: executed_notebook(folder, name, own) for name, own in notebooks.items()}
-        titles = ', '.join(target.stem for target in targets.values())
+    for i, (name, own, _) in enumerate(DEMO):
+        if data and name == 'inference/first_look': continue  # that shows synthetic studies
+        suffix = f'_stage{own["stage"]}' if 'stage' in own else ''
+        target = folder/'notebooks'/f'{name}{suffix}.ipynb'
         spent = time.monotonic() - begin
         times = f'{spent / 60:.1f} min so far, about {time_left(spent, i) / 60:.0f} min left'
-        print(f'[{i + 1}/{len(DEMO)}] {titles} · {times}', flush=True)
-        missing = [name for name, target in targets.items() if not target.exists()]
-        tasks = []
-        for name in missing:
-            shared = making if name in ('03_tokenizer', '05_pretrain') else {}
-            parameters = {'run': str(folder), **shared, **notebooks[name]}
-            tasks.append((source/f'{name}.ipynb', targets[name], parameters))
-        execute_all(tasks)
+        print(f'[{i + 1}/{len(DEMO)}] {target.stem} · {times}', flush=True)
+        shared = making if name in ('03_tokenizer', '05_pretrain') else {}
+        if not target.exists(): execute(source/f'{name}.ipynb', target, {'run': str(folder), **shared, **own})
 
 # %% ../nbs/14_cli.ipynb #4b9d0f05
 def demo(args) -> int:

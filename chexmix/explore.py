@@ -5,7 +5,7 @@
 # %% ../nbs/15_explore.ipynb #8ad67753
 from __future__ import annotations
 
-import base64, html, secrets, socket, tempfile
+import html, secrets, socket, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from .embeddings import embed
 from .generate import fill_image, generate_reports, report_prompt
 from .inpaint import paste
 from .model import bidirectional_mask, ChexmixForCausalLM, evaluating, image_prompt, study_masks
+from .page import data_uri
 from .phantom import make_phantom
 from .pipeline import find_model, model_title, open_model, Opened
 from .plots import mask_to_pixels, PALETTE, png_bytes
@@ -32,9 +33,9 @@ from .report_text import FINDINGS, report_text
 __all__ = ['BAR_COLORS', 'CELLS', 'BOARD', 'REPORT', 'WARNING', 'Study', 'new_studies', 'read_study', 'random_mask',
            'code_probabilities', 'fill_with_confidence', 'keeping_attention', 'attention_bias', 'follow_report', 'Word',
            'text_pieces', 'join_words', 'study_vectors', 'similarities', 'Reading', 'finding_probabilities',
-           'write_words', 'read_masked', 'picture_url', 'cells_svg', 'confidence_svg', 'attention_svg', 'words_html',
-           'bar_html', 'findings_html', 'nearest_html', 'example_html', 'mask_board', 'report_widget', 'starting_word',
-           'Panel', 'open_stages', 'Explorer', 'explore', 'app_notebook', 'check_port', 'voila_arguments', 'run_app']
+           'write_words', 'read_masked', 'cells_svg', 'confidence_svg', 'attention_svg', 'words_html', 'bar_html',
+           'findings_html', 'nearest_html', 'example_html', 'mask_board', 'report_widget', 'starting_word', 'Panel',
+           'open_stages', 'Explorer', 'explore', 'app_notebook', 'check_port', 'voila_arguments', 'run_app']
 
 # %% ../nbs/15_explore.ipynb #f20165af
 @dataclass(frozen=True)
@@ -256,11 +257,6 @@ def read_masked(
         codes, confidence, filled, write_words(opened, study.codes, mask),
         finding_probabilities(opened, study.codes, mask), similarities(vectors, query))
 
-# %% ../nbs/15_explore.ipynb #71e65c7e
-def picture_url(image: torch.Tensor) -> str:  # (H, W) in [0, 1]
-    "A radiograph as an address that holds it."
-    return f'data:image/png;base64,{base64.b64encode(png_bytes(image)).decode()}'
-
 # %% ../nbs/15_explore.ipynb #d58e95c8
 def cells_svg(
     image: torch.Tensor,    # (H, W) in [0, 1]
@@ -274,7 +270,7 @@ def cells_svg(
     for k, style in styles.items():
         place = f'x="{k % grid + .05:.2f}" y="{k // grid + .05:.2f}" width=".9" height=".9"'
         cells.append(f'<rect {place} style="{style}"><title>{titles.get(k, "")}</title></rect>')
-    picture = f'<image href="{picture_url(image)}" width="{grid}" height="{grid}"/>'
+    picture = f'<image href="{data_uri(png_bytes(image))}" width="{grid}" height="{grid}"/>'
     return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{size}" height="{size}" '
             f'viewBox="0 0 {grid} {grid}">{picture}{"".join(cells)}</svg>')
 
@@ -443,7 +439,7 @@ def mask_board(
         image = traitlets.Unicode().tag(sync=True)
         grid = traitlets.Int().tag(sync=True)
         mask = traitlets.List(traitlets.Bool()).tag(sync=True)
-    return MaskBoard(image=picture_url(image), grid=grid, mask=[False] * grid**2)
+    return MaskBoard(image=data_uri(png_bytes(image)), grid=grid, mask=[False] * grid**2)
 
 # %% ../nbs/15_explore.ipynb #b29a0a46
 REPORT = '''
@@ -610,7 +606,7 @@ def connect(self: Explorer):
 def show_study(self: Explorer, study: Study):
     "Go to another study and keep the mask."
     self.study = study
-    self.board.image = picture_url(study.image)
+    self.board.image = data_uri(png_bytes(study.image))
     self.truth.value = f'<b>true report</b>: {html.escape(study.report) or "unknown"}'
     self.show()
 
