@@ -1,17 +1,13 @@
 "`chexmix explore` in a real browser: the slider and the brush change image and text."
-import os, shutil, signal, socket, subprocess, sys, time
+import os, signal, socket, subprocess, sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from browsers import chromium, wait_for
 
 for module in ('voila', 'anywidget'):
     pytest.importorskip(module, reason=f"{module} is missing: pip install 'chexmix[notebooks]'")
-selenium = pytest.importorskip('selenium', reason="selenium is missing: pip install 'chexmix[dev]'")
-BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
-DRIVER = shutil.which('chromedriver')
-if not (BROWSER and DRIVER):
-    pytest.skip('no browser: apt install chromium chromium-driver', allow_module_level=True)
 
 PROGRAM = 'import sys; from chexmix.cli import main; sys.exit(main())'
 
@@ -23,7 +19,13 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope='module')
-def address(tiny_run):
+def browser():
+    "The page streams while its kernel starts."
+    with chromium('window-size=1300,1150', strategy='none') as browser: yield browser
+
+
+@pytest.fixture(scope='module')
+def address(browser, tiny_run):
     "The app of the packed weights, or of the tiny run where there are none."
     from chexmix.pipeline import BUNDLED
     port = free_port()
@@ -35,31 +37,6 @@ def address(tiny_run):
     app.terminate()
     try: app.wait(20)
     except subprocess.TimeoutExpired: os.killpg(app.pid, signal.SIGKILL)
-
-
-@pytest.fixture(scope='module')
-def browser(tmp_path_factory):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    profile = tmp_path_factory.mktemp('profile')
-    for argument in ('--headless=new', '--no-sandbox', '--disable-dev-shm-usage', '--window-size=1300,1150',
-                     f'--user-data-dir={profile}'): options.add_argument(argument)
-    options.page_load_strategy = 'none'  # the page streams while its kernel starts
-    options.set_capability('goog:loggingPrefs', {'browser': 'SEVERE'})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
-
-
-def wait_for(value, seconds=60):
-    "What `value()` returns as soon as it is true."
-    begin = time.monotonic()
-    while time.monotonic() - begin < seconds:
-        if found := value(): return found
-        time.sleep(.2)
-    raise AssertionError(f'nothing changed within {seconds} s')
 
 
 def shown(browser) -> tuple[str, str]:
@@ -109,7 +86,7 @@ def test_slider_and_brush_change_image_and_text(address, browser, tmp_path):
     field = browser.find_element(by, 'input[placeholder^="or a file"]')
     field.send_keys('nowhere.png' + Keys.ENTER)
     wait_for(lambda: 'nowhere.png' in browser.find_element(by, '.chexmix-status').text)
-    errors = [entry['message'] for entry in browser.get_log('browser')]
+    errors = [entry['message'] for entry in browser.get_log('browser') if entry['level'] == 'SEVERE']
     assert not [message for message in errors if 'anywidget' in message], errors
 
 

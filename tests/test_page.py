@@ -1,16 +1,12 @@
-"""The page of a run in a browser: nothing wider than the window, no error, and a slider that moves.
-
-The browser is Chromium with its driver (on Debian `apt install chromium chromium-driver`).
-"""
-import shutil
+"The page of a run in a browser: nothing wider than the window, no error, and a slider that moves."
 from pathlib import Path
 
 import pytest
+from browsers import chromium
 
 from chexmix.page import Page, page_html, Part, StudyCard, Text
 from chexmix.results import results_folder, results_page
 
-CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
 WIDTHS, SCHEMES = (375, 820, 1440), ('light', 'dark')
 WIDER = """
 const wide = [...document.querySelectorAll('body *')].filter(e => !e.closest('.box, nav ol, .frame'));
@@ -21,21 +17,10 @@ PLACE = 'return getComputedStyle(document.querySelector(".slider .edge")).left'
 
 
 @pytest.fixture(scope='module')
-def browser(tmp_path_factory):
-    "Chromium without a window, and without the network."
-    if not CHROMIUM or not DRIVER:
-        pytest.skip('no browser: install the packages chromium and chromium-driver')
-    webdriver = pytest.importorskip('selenium.webdriver', reason='no selenium: it is in the extra dev')
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for word in ('headless=new', 'no-sandbox', 'disable-dev-shm-usage', 'disable-gpu', 'hide-scrollbars',
-                 'host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost'):
-        options.add_argument(f'--{word}')
-    options.add_argument(f'--user-data-dir={tmp_path_factory.mktemp("profile")}')
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+def browser():
+    "Without the network, too."
+    with chromium('hide-scrollbars', 'host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost') as browser:
+        yield browser
 
 
 @pytest.fixture(scope='module')

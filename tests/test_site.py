@@ -3,14 +3,14 @@
 It is built once, with code and API of three notebooks and the prose of all: the whole takes over a minute.
 `CHEXMIX_SITE=_docs` looks at the site of `make docs` instead.
 """
-import functools, importlib.util, os, posixpath, re, shutil, subprocess, sys, threading, time
-from contextlib import contextmanager
+import functools, os, posixpath, re, subprocess, sys, threading
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest, repository  # which finds docs/notebooks.py
+from browsers import chromium, wait_for
 from conftest import root
 from notebooks import git_url, in_order, ini, page, SIDEBAR, sidebar
 
@@ -147,48 +147,15 @@ def address(site):
     server.server_close()
 
 
-def missing_for_a_browser() -> str:
-    "What a browser test lacks here; '' where it can run."
-    if not importlib.util.find_spec('selenium'): return 'the package selenium is not installed'
-    programs = [('chromium', 'chromium'), ('chromedriver', 'chromium-driver')]
-    lacking = [package for program, package in programs if not shutil.which(program)]
-    return f'the Debian package {" and ".join(lacking)} is not installed' if lacking else ''
-
-
-@contextmanager
-def browser():
-    "A headless Chromium that keeps what its console says."
-    from selenium import webdriver
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which('chromium')
-    for option in ('--headless=new', '--no-sandbox', '--disable-dev-shm-usage', '--window-size=1400,1000'):
-        options.add_argument(option)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which('chromedriver')))
-    driver.set_page_load_timeout(120)
-    try: yield driver
-    finally: driver.quit()
-
-
 @pytest.fixture(scope='module')
 def driver():
-    if reason := missing_for_a_browser(): pytest.skip(reason)
-    with browser() as driver: yield driver
+    with chromium('window-size=1400,1000') as driver: yield driver
 
 
 def console_errors(driver) -> list[str]:
     "What the console said since the last call, warnings included."
     entries = driver.get_log('browser')
     return [entry['message'] for entry in entries if entry['level'] in ('SEVERE', 'WARNING')]
-
-
-def wait_for(condition, seconds: float = 60):
-    "The first true value of `condition`; an error after `seconds`."
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition(): return found
-        time.sleep(.1)
-    raise AssertionError(f'not within {seconds} s')
 
 
 def pictures(driver) -> list:

@@ -196,14 +196,19 @@ class TimeOf(Callback):
         checkpoint.after_batch = timed
 
 
-def test_a_slow_disk_costs_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
-    "Half a second a checkpoint, one due every .2 s: they are written beside the steps."
+def save_slowly(monkeypatch, seconds: float):
+    "From here on a file takes this long to write."
     save = torch.save
 
     def slow_save(*args):
-        time.sleep(.5)
+        time.sleep(seconds)
         save(*args)
     monkeypatch.setattr(training.torch, 'save', slow_save)
+
+
+def test_a_slow_disk_costs_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
+    "Half a second a checkpoint, one due every .2 s: they are written beside the steps."
+    save_slowly(monkeypatch, .5)
     learn = training.new_learner(
         Net(), slow_batch_at, lambda output, _: output, tmp_path,
         FitSettings(200, lr=.01, checkpoint_seconds=.2))
@@ -233,15 +238,10 @@ def test_the_period_counts_from_the_end_of_writing(tmp_path):
 
 def test_what_is_written_is_the_state_when_it_was_saved(tmp_path, monkeypatch):
     "Later steps change the weights while the thread has not begun."
-    save = torch.save
-
-    def late_save(*args):
-        time.sleep(.2)
-        save(*args)
     kept = tmp_path/'kept'
     settings = FitSettings(30, lr=.01, bf16=False, checkpoint_seconds=float('inf'))
     train(Net(), tmp_path/'plain', settings, callbacks=[training.KeepState(kept/'plain', 10)])
-    monkeypatch.setattr(training.torch, 'save', late_save)
+    save_slowly(monkeypatch, .2)
     train(Net(), tmp_path/'late', settings, callbacks=[training.KeepState(kept/'late', 10)])
     a, b = (read_checkpoint(kept/name) for name in ('plain', 'late'))
     assert a['done'] == b['done'] == 10
