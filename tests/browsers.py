@@ -29,9 +29,15 @@ def chromium(
 
 
 def wait_for(condition, seconds: float = 60):
-    "The first true value of `condition()`; an error where there is none in time."
+    """The first true value of `condition()`; an error where there is none in time.
+
+    A part of the page that is drawn anew while it is read is read again.
+    """
+    from selenium.common.exceptions import JavascriptException, StaleElementReferenceException
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := condition(): return found
+        try:
+            if found := condition(): return found
+        except (JavascriptException, StaleElementReferenceException): pass
         time.sleep(.1)
     raise AssertionError(f'not within {seconds} s')

@@ -46,6 +46,16 @@ def shown(browser) -> tuple[str, str]:
     return tuple(browser.execute_script(script))
 
 
+def cells_looked_at(browser) -> str:
+    "The picture of the cells that the chosen word looks at."
+    return browser.execute_script("return document.querySelectorAll('.chexmix-panel svg')[1].outerHTML")
+
+
+def choose_last_word(browser) -> bool:
+    browser.find_elements('css selector', '.chexmix-report span')[-1].click()
+    return True
+
+
 def hidden_cells(browser) -> int:
     script = '''return [...document.querySelectorAll('.chexmix-cell')]
         .filter(cell => cell.style.background != 'transparent').length'''
@@ -60,14 +70,14 @@ def test_slider_and_brush_change_image_and_text(address, browser, tmp_path):
     by = 'css selector'
     wait_for(lambda: browser.find_elements(by, '.chexmix-report span'), 300)
     cells = browser.find_elements(by, '.chexmix-cell')
-    first_picture, first_report = shown(browser)
+    first_picture, first_report = wait_for(lambda: shown(browser))
     assert hidden_cells(browser) == 0 and first_report
 
     handle = browser.find_element(by, '.noUi-handle')
     handle.send_keys(Keys.END)  # everything is hidden
     wait_for(lambda: hidden_cells(browser) == len(cells))
     wait_for(lambda: shown(browser)[0] != first_picture and shown(browser)[1] != first_report)
-    all_hidden = shown(browser)[0]
+    all_hidden = wait_for(lambda: shown(browser))[0]
 
     handle.send_keys(Keys.HOME)
     wait_for(lambda: hidden_cells(browser) == 0 and shown(browser)[1] == first_report)
@@ -78,10 +88,9 @@ def test_slider_and_brush_change_image_and_text(address, browser, tmp_path):
     assert 1 <= hidden_cells(browser) <= 4 and shown(browser)[0] != all_hidden
 
     browser.save_screenshot(str(tmp_path/'explorer.png'))  # to look at
-    words = browser.find_elements(by, '.chexmix-report span')
-    looks = browser.find_elements(by, '.chexmix-panel svg')[1].get_attribute('outerHTML')
-    words[-1].click()
-    wait_for(lambda: browser.find_elements(by, '.chexmix-panel svg')[1].get_attribute('outerHTML') != looks)
+    before = wait_for(lambda: cells_looked_at(browser))
+    wait_for(lambda: choose_last_word(browser))
+    wait_for(lambda: cells_looked_at(browser) != before)
 
     field = browser.find_element(by, 'input[placeholder^="or a file"]')
     field.send_keys('nowhere.png' + Keys.ENTER)
