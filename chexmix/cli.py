@@ -11,13 +11,13 @@ __all__ = ['EVALUATIONS', 'DEMO', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_pat
            'start_settings', 'pretrain', 'show_records', 'model_name', 'opened', 'without_images', 'is_table',
            'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers',
            'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve', 'evaluation', 'evaluated_stages', 'evaluate',
-           'export', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'run_notebooks', 'demo', 'add_making_commands',
-           'add_using_commands', 'add_embed_options', 'add_retrieve_options', 'add_pretrain_options',
-           'add_making_options', 'add_model_options', 'add_use_options', 'add_evaluate_commands', 'build_parser',
-           'run_command', 'main']
+           'export', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'side_by_side', 'executed_notebook',
+           'run_notebooks', 'demo', 'add_making_commands', 'add_using_commands', 'add_embed_options',
+           'add_retrieve_options', 'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
+           'add_evaluate_commands', 'build_parser', 'import_for_answers', 'run_command', 'main', 'console']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
-import argparse, importlib, os, re, shutil, sys, textwrap, time
+import argparse, atexit, gc, importlib, multiprocessing, os, re, shutil, sys, textwrap, threading, time
 from functools import partial
 from pathlib import Path
 
@@ -544,17 +544,17 @@ def audit(args) -> int:
     return 0
 
 # %% ../nbs/14_cli.ipynb #9831e231
-DEMO = (  # notebook, its own parameters, seconds expected at preset small on two CPU cores
-    ('inference/first_look', {}, 45),
-    ('03_tokenizer', {}, 260),
-    ('05_pretrain', {'stage': 1}, 190),
-    ('05_pretrain', {'stage': 2}, 125),
-    ('06_classify', {'most': 600, 'asked': 24, 'samples': 0}, 85),
-    ('07_inpaint', {'most': 48, 'classifier_steps': 150, 'classifier_most': 200}, 90),
-    ('08_report', {'most': 80}, 95),
-    ('09_retrieve', {}, 65),
-    ('10_baselines', {'most': 600, 'inpaint_most': 48, 'report_most': 80}, 85),
-    ('11_results', {}, 30))
+DEMO = (  # notebooks of a step with their own parameters, seconds expected at preset small on two CPU cores
+    ({'inference/first_look': {}}, 45),
+    ({'03_tokenizer': {}}, 245),
+    ({'05_pretrain': {'stage': 1}}, 190),
+    ({'05_pretrain': {'stage': 2}}, 125),
+    ({'06_classify': {'most': 600, 'asked': 24, 'samples': 0},  # side by side
+      '07_inpaint': {'most': 48, 'classifier_steps': 150, 'classifier_most': 200},
+      '08_report': {'most': 80},
+      '09_retrieve': {}}, 190),
+    ({'10_baselines': {'most': 600, 'inpaint_most': 48, 'report_most': 80}}, 80),
+    ({'11_results': {}}, 30))
 
 # %% ../nbs/14_cli.ipynb #4bd1f46e
 def time_left(
@@ -562,16 +562,20 @@ def time_left(
     done: int,     # how many of `DEMO` are finished
 ) -> float:
     "Seconds that the rest of the demo will take, by what was expected and how long the finished steps took."
-    expected = [seconds for *_, seconds in DEMO]
+    expected = [seconds for _, seconds in DEMO]
     pace = spent / sum(expected[:done]) if done else 1.
     return pace * sum(expected[done:])
 
 # %% ../nbs/14_cli.ipynb #e51bf22b
 class Lines:
     "Standard output for a notebook's own: carriage returns become lines, empty lines are dropped."
+    def __init__(self, label: str = ''):  # before each line
+        self.label = label
+
     def write(self, text):
         for line in re.split(r'[\r\n]+', text):
-            if line.strip(): print('   ', line, flush=True)
+            if line.strip(): print('   ', self.label + line, flush=True)
+
     def flush(self): sys.stdout.flush()
 
 # %% ../nbs/14_cli.ipynb #e500cc4f
@@ -579,6 +583,7 @@ def execute(
     source: Path,      # a notebook
     target: Path,      # where the executed one goes
     parameters: dict,
+    label: str = '',   # before each line that it prints
 ):
     """Run a notebook by papermill; `target` appears only when all cells have succeeded.
 
@@ -588,15 +593,46 @@ def execute(
     from papermill.exceptions import PapermillExecutionError
     failed = target.with_name(f'failed_{target.name}')
     target.parent.mkdir(parents=True, exist_ok=True)
+    # The kernel alone works in the notebook's folder: `cwd` of papermill would move this whole process.
+    kernel_folder = {'metadata': {'path': str(source.parent)}}
     quiet = ['--IPKernelApp.log_level=ERROR']  # the kernel warns of its local sockets at every start
     try:
         papermill.execute_notebook(
-            source, failed, parameters, kernel_name='python3', progress_bar=False, stdout_file=Lines(),
-            cwd=source.parent, extra_arguments=quiet)
+            source.absolute(), failed.absolute(), parameters, kernel_name='python3', progress_bar=False,
+            stdout_file=Lines(label), resources=kernel_folder, extra_arguments=quiet)
     except PapermillExecutionError as e:
         raise UserError(f'{source.name} stopped with {e.ename}: {e.evalue}; '
                         f'the notebook up to there is {failed}') from e
     os.replace(failed, target)
+
+# %% ../nbs/14_cli.ipynb #81cc628a
+def side_by_side(
+    tasks: list[tuple],  # arguments of `execute`
+):
+    """Execute notebooks, two at a time, each with its share of the cores.
+
+    Raises the `UserError` of one that stops; those that were begun are finished.
+    """
+    if len(tasks) == 1: return execute(*tasks[0])
+    from concurrent.futures import ThreadPoolExecutor
+    from fastcore.xtras import modified_env
+    threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, os.cpu_count() // 2))
+    pool = ThreadPoolExecutor(2)
+    with modified_env(OMP_NUM_THREADS=threads):
+        try:
+            under_way = [pool.submit(execute, *task, f'{task[0].stem} · ') for task in tasks]
+            for task in under_way: task.result()
+        finally: pool.shutdown(cancel_futures=True)
+
+# %% ../nbs/14_cli.ipynb #34f92bd8
+def executed_notebook(
+    folder: Path,  # of the run
+    name: str,     # of the notebook
+    own: dict,     # its own parameters
+) -> Path:
+    "Where the executed notebook of a demo goes."
+    suffix = f'_stage{own["stage"]}' if 'stage' in own else ''
+    return folder/'notebooks'/f'{name}{suffix}.ipynb'
 
 # %% ../nbs/14_cli.ipynb #b61f5add
 def run_notebooks(
@@ -607,15 +643,18 @@ def run_notebooks(
     source, begin = Path(args.notebooks), time.monotonic()
     data = str(Path(args.data).resolve()) if args.data else ''  # notebooks run in a folder of their own
     making = {'preset': args.preset, 'data': data, 'seed': args.seed}
-    for i, (name, own, _) in enumerate(DEMO):
-        if data and name == 'inference/first_look': continue  # that shows synthetic studies
-        suffix = f'_stage{own["stage"]}' if 'stage' in own else ''
-        target = folder/'notebooks'/f'{name}{suffix}.ipynb'
+    for i, (notebooks, _) in enumerate(DEMO):
+        if data and 'inference/first_look' in notebooks: continue  # that shows synthetic studies
+        tasks = []
+        for name, own in notebooks.items():
+            shared = making if name in ('03_tokenizer', '05_pretrain') else {}
+            parameters = {'run': str(folder), **shared, **own}
+            tasks.append((source/f'{name}.ipynb', executed_notebook(folder, name, own), parameters))
+        titles = ', '.join(target.stem for _, target, _ in tasks)
         spent = time.monotonic() - begin
         times = f'{spent / 60:.1f} min so far, about {time_left(spent, i) / 60:.0f} min left'
-        print(f'[{i + 1}/{len(DEMO)}] {target.stem} · {times}', flush=True)
-        shared = making if name in ('03_tokenizer', '05_pretrain') else {}
-        if not target.exists(): execute(source/f'{name}.ipynb', target, {'run': str(folder), **shared, **own})
+        print(f'[{i + 1}/{len(DEMO)}] {titles} · {times}', flush=True)
+        side_by_side([task for task in tasks if not task[1].exists()])
 
 # %% ../nbs/14_cli.ipynb #4b9d0f05
 def demo(args) -> int:
@@ -805,6 +844,16 @@ def build_parser() -> Parser:
     p.add_argument('-o', '--out', default='audit', help='folder for tables and picture (default: audit)')
     return parser
 
+# %% ../nbs/14_cli.ipynb #f054be13
+def import_for_answers():
+    """Import what answers questions about an image, without a look for garbage meanwhile.
+
+    Importing makes many objects, all of which stay: looking for others took a sixth of a first report.
+    """
+    gc.disable()
+    try: import chexmix.pipeline
+    finally: gc.enable()
+
 # %% ../nbs/14_cli.ipynb #35de65d8
 def run_command(words: list[str]) -> int:
     "The exit code of the command that `words` call; the help where they call none."
@@ -816,6 +865,7 @@ def run_command(words: list[str]) -> int:
     args.bare = len(words) == 1
     args.named = bool(args.run)
     args.run = args.run or 'demo'
+    if getattr(args, 'images', None): import_for_answers()
     return args.function(args)
 
 # %% ../nbs/14_cli.ipynb #b617866e
@@ -853,3 +903,12 @@ def main(
         reason = f'{e.filename or ""} {e.strerror or e}'
         print(f'chexmix: {reason}: check the path and the free space', file=sys.stderr)
     return 2
+
+# %% ../nbs/14_cli.ipynb #39ac59c9
+def console():
+    "`main` for the shell; the process ends with its exit code."
+    code = main()
+    if threading.active_count() > 1 or multiprocessing.active_children(): sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(code)

@@ -331,6 +331,16 @@ def test_a_report_imports_no_training(images):
     assert 'torch' in loaded and not loaded & unwanted, done.stderr
 
 
+def test_the_command_of_the_shell_ends_with_its_exit_code(images):
+    "It does not wait until Python took down all modules; what was registered for the end runs nevertheless."
+    program = 'import atexit; from chexmix.cli import console; atexit.register(print, "registered"); console()'
+    for name, code in (('a.png', 0), ('nowhere.png', 2)):
+        command = [sys.executable, '-c', program, 'report', str(images/name)]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode == code, ended.stderr
+        assert ended.stdout.endswith('registered\n') and (name in ended.stdout) == (code == 0)
+
+
 def test_a_reader_that_stops_is_no_fault():
     command = f'"{sys.executable}" -c "{PROGRAM}" evaluate --help | true; echo ${{PIPESTATUS[0]}}'
     done = subprocess.run(['bash', '-c', command], capture_output=True, text=True)

@@ -1,5 +1,5 @@
 "The demo killed again and again: the same command ends with the records and weights of an undisturbed one."
-import json, os, random, signal, subprocess, sys, time
+import json, os, random, re, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 from faults.trials import last_line, number, Trials
@@ -24,35 +24,61 @@ def demo_values(folder: Path) -> str:
     return json.dumps([weights, [content['records'] for content in contents if 'records' in content]])
 
 
-def run_demo(folder: Path, log: Path, seconds: float | None = None, whole_group: bool = True) -> int | None:
-    "The demo; killed after `seconds`, with its notebooks' processes or alone. None where it was killed."
-    with open(log, 'ab') as out:
+def steps_begun(log: Path) -> dict[int, str]:
+    "The steps of the demo that its log names, as `[3/7] 05_pretrain`."
+    return {int(number): title for number, title in re.findall(r'^\[(\d+)/\d+\] (.*) ·', log.read_text(), re.M)}
+
+
+def run_demo(folder: Path, log: Path, at: tuple = (0, 0.), whole_group: bool = True) -> int | None:
+    """The demo's exit code. None where it was killed: so many seconds after the start of a step.
+
+    Killed with the processes of its notebooks, or alone.
+    """
+    step, seconds = at
+    with open(log, 'wb') as out:
         process = subprocess.Popen(demo_command(folder), stdout=out, stderr=out, start_new_session=True)
-        try: return process.wait(seconds)
+        while process.poll() is None and step not in steps_begun(log): time.sleep(.1)
+        try: return process.wait(seconds if step in steps_begun(log) else None)
         except subprocess.TimeoutExpired: pass
     if whole_group: os.killpg(process.pid, signal.SIGKILL)
     else: process.kill()
     process.wait()
 
 
+def undisturbed_demo(folder: Path, log: Path) -> dict[int, float]:
+    "Seconds that each step of an undisturbed demo takes."
+    begun, ended = {}, threading.Event()
+    def look():
+        while not ended.wait(.1):
+            for step in steps_begun(log) if log.exists() else (): begun.setdefault(step, time.monotonic())
+    looking = threading.Thread(target=look)
+    looking.start()
+    try: code = run_demo(folder, log)
+    finally:
+        ended.set()
+        looking.join()
+    if code: raise RuntimeError(last_line(log))
+    ends = [*list(begun.values())[1:], time.monotonic()]
+    return {step: end - begin for (step, begin), end in zip(begun.items(), ends)}
+
+
 def kill_demo(place: Path, kills: int, seed: int) -> Trials:
-    "One demo, killed again and again on its way, against an undisturbed one."
+    "One demo, killed again and again on its way, in each of its steps, against an undisturbed one."
     trials, choice, log = Trials('SIGKILL: demo'), random.Random(f'demo {seed}'), place/'log'
     place.mkdir(parents=True)
-    begin = time.monotonic()
-    code = run_demo(place/'undisturbed', log)
-    if code: raise RuntimeError(last_line(log))
-    share = (time.monotonic() - begin) / kills
+    seconds, hits = undisturbed_demo(place/'undisturbed', log), 0
     for k in range(kills):
-        code = run_demo(place/'killed', log, share * choice.uniform(.5, 1.5), whole_group=k % 2 == 0)
-        if code is not None: break
-    hits = k + (code is None)
-    code = run_demo(place/'killed', log)
+        step = 1 + k * len(seconds) // kills
+        code = run_demo(place/'killed', log, (step, choice.uniform(0, seconds[step])), whole_group=k % 2 == 0)
+        if code: break
+        hits += code is None
+    code = code or run_demo(place/'killed', log)
     fault = f'exit code {code}: {last_line(log)}' if code else None
     if not fault and demo_values(place/'killed') != demo_values(place/'undisturbed'):
         fault = 'another result than undisturbed'
     for _ in range(hits): trials.add(fault)
     return trials
+
 
 def run(folder: Path, share: float, seed: int, trained: Path):
     yield kill_demo(folder, number(KILLS, share), seed)
