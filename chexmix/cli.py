@@ -552,7 +552,8 @@ DEMO = (  # notebooks of a step with their own parameters, seconds expected at p
     ({'06_classify': {'most': 600, 'asked': 24, 'samples': 0},  # side by side
       '07_inpaint': {'most': 48, 'classifier_steps': 150, 'classifier_most': 200},
       '08_report': {'most': 80},
-      '09_retrieve': {}}, 190),
+      '09_retrieve': {},
+      'inference/first_look': {'model': 'of the run'}}, 200),
     ({'10_baselines': {'most': 600, 'inpaint_most': 48, 'report_most': 80}}, 80),
     ({'11_results': {}}, 30))
 
@@ -605,7 +606,7 @@ def execute(
                         f'the notebook up to there is {failed}') from e
     os.replace(failed, target)
 
-# %% ../nbs/14_cli.ipynb #81cc628a
+# %% ../nbs/14_cli.ipynb #c7b0ae84
 def side_by_side(
     tasks: list[tuple],  # arguments of `execute`
 ):
@@ -624,14 +625,14 @@ def side_by_side(
             for task in under_way: task.result()
         finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/14_cli.ipynb #34f92bd8
+# %% ../nbs/14_cli.ipynb #e42d236d
 def executed_notebook(
     folder: Path,  # of the run
     name: str,     # of the notebook
     own: dict,     # its own parameters
 ) -> Path:
     "Where the executed notebook of a demo goes."
-    suffix = f'_stage{own["stage"]}' if 'stage' in own else ''
+    suffix = f'_stage{own["stage"]}' if 'stage' in own else '_own' if 'model' in own else ''
     return folder/'notebooks'/f'{name}{suffix}.ipynb'
 
 # %% ../nbs/14_cli.ipynb #b61f5add
@@ -644,12 +645,14 @@ def run_notebooks(
     data = str(Path(args.data).resolve()) if args.data else ''  # notebooks run in a folder of their own
     making = {'preset': args.preset, 'data': data, 'seed': args.seed}
     for i, (notebooks, _) in enumerate(DEMO):
-        if data and 'inference/first_look' in notebooks: continue  # that shows synthetic studies
         tasks = []
         for name, own in notebooks.items():
+            if data and name == 'inference/first_look': continue  # that shows synthetic studies
+            target = executed_notebook(folder, name, own)
             shared = making if name in ('03_tokenizer', '05_pretrain') else {}
-            parameters = {'run': str(folder), **shared, **own}
-            tasks.append((source/f'{name}.ipynb', executed_notebook(folder, name, own), parameters))
+            values = {'model': str(folder)} if 'model' in own else own
+            tasks.append((source/f'{name}.ipynb', target, {'run': str(folder), **shared, **values}))
+        if not tasks: continue
         titles = ', '.join(target.stem for _, target, _ in tasks)
         spent = time.monotonic() - begin
         times = f'{spent / 60:.1f} min so far, about {time_left(spent, i) / 60:.0f} min left'
@@ -844,7 +847,7 @@ def build_parser() -> Parser:
     p.add_argument('-o', '--out', default='audit', help='folder for tables and picture (default: audit)')
     return parser
 
-# %% ../nbs/14_cli.ipynb #f054be13
+# %% ../nbs/14_cli.ipynb #918c7373
 def import_for_answers():
     """Import what answers questions about an image, without a look for garbage meanwhile.
 
@@ -904,7 +907,7 @@ def main(
         print(f'chexmix: {reason}: check the path and the free space', file=sys.stderr)
     return 2
 
-# %% ../nbs/14_cli.ipynb #39ac59c9
+# %% ../nbs/14_cli.ipynb #831d8762
 def console():
     "`main` for the shell; the process ends with its exit code."
     code = main()
