@@ -333,7 +333,7 @@ def test_a_report_imports_no_training(images):
 
 def test_the_command_of_the_shell_ends_with_its_exit_code(images):
     "It does not wait until Python took down all modules; what was registered for the end runs nevertheless."
-    program = 'import atexit; from chexmix.cli import console; atexit.register(print, "registered"); console()'
+    program = 'import atexit, chexmix.cli as c; atexit.register(print, "registered"); c.console()'
     for name, code in (('a.png', 0), ('nowhere.png', 2)):
         command = [sys.executable, '-c', program, 'report', str(images/name)]
         ended = subprocess.run(command, capture_output=True, text=True)

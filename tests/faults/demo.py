@@ -26,7 +26,8 @@ def demo_values(folder: Path) -> str:
 
 def steps_begun(log: Path) -> dict[int, str]:
     "The steps of the demo that its log names, as `[3/7] 05_pretrain`."
-    return {int(number): title for number, title in re.findall(r'^\[(\d+)/\d+\] (.*) ·', log.read_text(), re.M)}
+    steps = re.findall(r'^\[(\d+)/\d+\] (.*) ·', log.read_text(), re.M)
+    return {int(number): title for number, title in steps}
 
 
 def run_demo(folder: Path, log: Path, at: tuple = (0, 0.), whole_group: bool = True) -> int | None:
