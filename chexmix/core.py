@@ -211,12 +211,13 @@ def add_compute_options(parser):
            help='of products (default: bfloat16 where the device has units for it)')
     option('--checkpoint-seconds', type=float, default=60., metavar='S',
            help='from one checkpoint to the next; 0: after every step (default: 60)')
+    option('--profile', action='store_true', help='write a trace of three steps, for Perfetto or Chrome')
 
 # %% ../nbs/00_core.ipynb #611ac225
 def compute_changes(args) -> dict:
     "What these options say, as `pretrain` takes it: only what is not left at its default."
     changes = dict(minutes=args.minutes, n_parts=args.parts, recompute=args.recompute,
-                   precision=args.precision)
+                   precision=args.precision, profile=args.profile)
     changes = {name: value for name, value in changes.items() if value}
     if args.checkpoint_seconds != 60: changes['checkpoint_seconds'] = args.checkpoint_seconds
     return changes

@@ -13,9 +13,9 @@ __all__ = ['CHOICES', 'DEFAULT_MASKING', 'STABLE', 'StageConfig', 'check_values'
            'card_header', 'slug', 'loss_results', 'model_card', 'random_weights', 'set_dropout', 'start_weights',
            'move_weights_last', 'save_stage', 'ComputeOptions', 'split_changes', 'shared_changes', 'stage_batches',
            'stage_learning_rate', 'training_summary', 'steps_seen', 'stage_fit_settings', 'stage_callbacks',
-           'uses_bfloat16', 'StageJob', 'stage_job', 'masked_text', 'StageLearner', 'plot_study', 'stage_learner',
-           'get_learner', 'pretrain', 'load_model', 'command_line', 'main', 'launch_command', 'run_aloud', 'launch',
-           'plot_log']
+           'flops_an_id', 'speed_callbacks', 'uses_bfloat16', 'StageJob', 'stage_job', 'masked_text', 'StageLearner',
+           'plot_study', 'stage_learner', 'get_learner', 'pretrain', 'load_model', 'command_line', 'main',
+           'launch_command', 'run_aloud', 'launch', 'plot_log']
 
 # %% ../nbs/05_pretrain.ipynb #c4a464f4
 import argparse, itertools, json, os, platform, re, shutil, subprocess, sys, textwrap
@@ -50,7 +50,7 @@ from .report_text import report_text
 from .token_store import open_store, split_rows
 from .training_loop import (
     BucketedIndices, Callback, checkpoints, FitSettings, has_bfloat16, init_distributed, KeepState,
-    LearningRate, new_learner, ProcessGroup, StepLearner)
+    LearningRate, new_learner, ProcessGroup, Profile, StepLearner, Throughput)
 
 # %% ../nbs/05_pretrain.ipynb #8a0ae778
 @dataclass(frozen=True)
@@ -801,6 +801,7 @@ class ComputeOptions:
     recompute: bool = False   # activation checkpointing: less memory, a third more time
     panels: int = 2           # panels plotted on the way, the last one at the end
     checkpoint_seconds: float = 60.  # from one checkpoint to the next; 0 saves after every step
+    profile: bool = False     # write a trace of three steps
 
     def __post_init__(self):
         for name in ('n_parts', 'checkpoint_seconds'):
@@ -916,6 +917,27 @@ def stage_callbacks(
     kept = learning_rate.first_falling if learning_rate.decay < 1 else 0
     return [MaskInputs(stage_config, processor.layout), AddTargets(stage_config, processor.layout),
             Panel(every, processor, rows, panels), KeepState(target/STABLE, kept)]
+
+# %% ../nbs/05_pretrain.ipynb #0120b14f
+def flops_an_id(
+    lm: ChexmixForCausalLM,
+    length: int,  # ids of a sequence
+) -> float:
+    "Operations of forward and backward pass for one id."
+    weights = sum(part.weight.numel() for part in lm.modules() if isinstance(part, torch.nn.Linear))
+    attention = 2 * lm.config.num_hidden_layers * lm.config.hidden_size * length
+    return 6 * (weights + attention)
+
+# %% ../nbs/05_pretrain.ipynb #36f5c213
+def speed_callbacks(
+    lm: ChexmixForCausalLM,
+    context: int,  # ids of a sequence
+    options: ComputeOptions,
+    logs: Path,    # of the stage
+) -> list[Callback]:
+    "Speed, memory and waiting in `speed.csv`, and where asked for a trace in `trace.json`."
+    trace = [Profile(logs/'trace.json')] if options.profile else []
+    return [Throughput(logs/'speed.csv', flops_an_id(lm, context)), *trace]
 
 # %% ../nbs/05_pretrain.ipynb #8851b3e8
 def uses_bfloat16(
@@ -1061,7 +1083,8 @@ def stage_learner(
         Pretraining(lm, config.image_weight, config.text_weight), batches, lambda output, _: output,
         target/'training', replace(fit_settings, learner=StageLearner),
         Validator(valid, processor.layout, config) if len(valid) else None,
-        [*stage_callbacks(config, job.options, processor, valid, target), *callbacks], group)
+        [*stage_callbacks(config, job.options, processor, valid, target),
+         *speed_callbacks(lm, job.settings.context, job.options, logs), *callbacks], group)
     learn.job, learn.processor, learn.batches, learn.data, learn.valid = job, processor, batches, data, valid
     learn.dls.train.show_batch = learn.show_batch
     return learn

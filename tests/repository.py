@@ -71,6 +71,16 @@ def unclean() -> list[str]:
         return [str(p) for p in places if (root/'nbs'/p).read_bytes() != (copy/'nbs'/p).read_bytes()]
 
 
+def machine_paths() -> list[str]:
+    "Notebooks with an output that names a place on somebody's machine, as a warning of a library does."
+    found = []
+    for path in in_order(root/'nbs'):
+        cells = nbformat.read(path, as_version=4).cells
+        outputs = [str(output) for cell in cells for output in cell.get('outputs', ())]
+        if any('site-packages' in output for output in outputs): found.append(path.name)
+    return found
+
+
 # imports
 
 def upward_imports() -> list[str]:
@@ -162,6 +172,7 @@ def main() -> int:
     faults += [f'nbs/{name} is not clean: run nbdev_clean --fname nbs/{name}' for name in unclean()]
     if (root/'README.md').read_text(encoding='utf-8') != readme():
         faults.append('README.md is not what nbs/index.ipynb says: run make readme')
+    faults += [f'{name} shows a path of this machine: mend what warns there' for name in machine_paths()]
     faults += upward_imports() + dense_lines()
     print('\n'.join(faults) or f'{len(in_order())} notebooks: clean, exported as they stand, in plain lines')
     return bool(faults)

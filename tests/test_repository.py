@@ -24,6 +24,9 @@ def test_modules_are_what_the_notebooks_export(): assert repository.drifted() ==
 def test_notebooks_are_clean(): assert repository.unclean() == []
 
 
+def test_no_output_shows_a_path_of_a_machine(): assert repository.machine_paths() == []
+
+
 def test_readme_is_the_index(): assert (root/'README.md').read_text(encoding='utf-8') == readme()
 
 

@@ -10,7 +10,7 @@ from chexmix.core import open_run, read_json, rng, UserError
 from chexmix.pretrain import get_stage_config, Pretraining, pretrain, stage_learning_rate, steps_seen
 from chexmix.tokenizer import prepare_data, train_image_tokenizer
 from chexmix.training_loop import (
-    BucketedIndices, Callback, checkpoints, fit, FitSettings, read_checkpoint, sort_window)
+    BucketedIndices, Callback, checkpoints, fit, FitSettings, read_checkpoint, sort_window, Throughput)
 
 
 class Net(torch.nn.Module):
@@ -248,3 +248,34 @@ def test_what_is_written_is_the_state_when_it_was_saved(tmp_path, monkeypatch):
     assert all(torch.equal(a['model'][k], b['model'][k]) for k in a['model'])
     assert all(torch.equal(a['opt']['state'][k][n], b['opt']['state'][k][n])
                for k in a['opt']['state'] for n in a['opt']['state'][k])
+
+
+# speed
+
+def test_speed_and_trace_of_a_stage(tiny_run, tmp_path):
+    "They change no weight; a call that goes on keeps the rows that were there."
+    folder = shutil.copytree(tiny_run, tmp_path/'run')
+    settings = open_run(folder)[1]
+    for name in ('watched', 'plain'):
+        pretrain(folder, settings, 1, name, steps=6, panels=0, profile=name == 'watched')
+    weights = [load_file(folder/name/'model.safetensors') for name in ('watched', 'plain')]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    speed = pd.read_csv(folder/'logs'/'watched'/'speed.csv')
+    assert speed.step.iloc[-1] == 6 and (speed.ids_per_second > 0).all() and speed.MFU.isna().all()
+    assert speed.waiting.between(0, 1).all() and (speed.memory_GB > 0).all()
+    assert read_json(folder/'logs'/'watched'/'trace.json')['traceEvents']
+    assert not (folder/'logs'/'plain'/'trace.json').exists()
+
+
+def test_the_first_row_of_speed_comes_soon_and_a_resumed_call_appends(tmp_path):
+    settings = FitSettings(30, lr=.01, log_every=30, checkpoint_seconds=0)
+    watch = Throughput(tmp_path/'speed.csv', 12., first=.05, seconds=1e9)
+    def until_step_20(step):
+        if step == 20: raise KeyboardInterrupt
+        return slow_batch_at(step)
+    with pytest.raises(KeyboardInterrupt): train(Net(), tmp_path/'run', settings, until_step_20, [watch])
+    before = pd.read_csv(tmp_path/'speed.csv')
+    assert len(before) == 1 and before.seconds.iloc[0] < 5
+    train(Net(), tmp_path/'run', settings, callbacks=[watch])
+    after = pd.read_csv(tmp_path/'speed.csv')
+    assert len(after) > 1 and after.iloc[0].equals(before.iloc[0]) and after.step.iloc[-1] == 30
