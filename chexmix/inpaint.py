@@ -352,9 +352,10 @@ def plot_fillings(
     rows = {'original': images, f'{key[1]:.0%} masked': cover_cells(images, masked.masks[key][:n], grid)}
     for name, filling in fillings.items():
         codes, filled = filling[key]
-        rows[name.replace('stage', 'stage ')] = filled[:n]
+        title = name.replace('stage', 'stage ')
+        rows[title] = filled[:n]
         if processor and name.startswith('stage'):
-            rows[f'{name[5:]}, decoded'] = processor.decode_images(codes[:n])
+            rows[f'{title}, decoded'] = processor.decode_images(codes[:n])
     fig = plot_images(rows)
     if path: save_gray(fig, path)
     return fig

@@ -633,8 +633,8 @@ def plot_report_ratios(
     found = {r.detail.get('reading') for r in records if r.task == 'report'}
     readings = [reading for reading in READINGS if reading in found] or ['']
     size = .9 + 3.1 * len(readings), 5
-    fig, axes = plt.subplots(
-        2, len(readings), figsize=size, dpi=90, sharex=True, sharey='row', squeeze=False, layout='constrained')
+    shared = dict(sharex=True, sharey='row', squeeze=False)
+    fig, axes = plt.subplots(2, len(readings), figsize=size, dpi=90, layout='constrained', **shared)
     for (above, below), reading in zip(axes.T, readings):
         plot_reading(above, records, 'image dependence', reading)
         plot_reading(below, records, 'F1 without No Finding, other patients', reading, ls='--', lw=1)

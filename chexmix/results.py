@@ -551,7 +551,7 @@ def beside_best(
         if other: table[row]['best other'] = f'{values.get_group(other).mean():.3g}, {other}'
     return pd.DataFrame(table).T.fillna('')
 
-# %% ../nbs/11_results.ipynb #9399c6bc
+# %% ../nbs/11_results.ipynb #164d3322
 def longest_studies(
     folders: list[Path],  # of records
 ) -> list[str]:           # as in `folders_by_study`
@@ -628,6 +628,8 @@ def plot_curves(
     metric: str,
 ):
     "A line for each system that is shown; coloured ones are thick and have a band."
+    measured = max(map(len, curves.values()))
+    curves = {name: rows for name, rows in curves.items() if len(rows) > 1 or measured == 1}  # no lone dots
     first = first_values(curves, metric)
     best = best_baseline(first)
     for model in shown_systems(first, best):

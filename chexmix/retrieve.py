@@ -415,7 +415,7 @@ def retrieval_examples(
     described = describe_studies(pool, indices, folder, size)
     return {way: [describe_example(one, described) for one in some] for way, some in found.items()}
 
-# %% ../nbs/09_retrieve.ipynb #7cddd64d
+# %% ../nbs/09_retrieve.ipynb #06d998e0
 def shared_findings(
     query: str,   # report
     answer: str,  # report
@@ -452,11 +452,11 @@ def plot_retrieved_reports(
 # %% ../nbs/09_retrieve.ipynb #b0f9a4a9
 def plot_image_row(axes: np.ndarray, example: dict, folder: Path):
     "A query report, its own image and the images that were found, each on one of `axes`."
-    plot_texts(axes[0], [('query:', example['text'], 'black')], 36)
     plot_image(axes[1], folder/example['image'], f'its own; rank {example["rank"]}')
     for i, answer in enumerate(example['answers'], 1):
         title = f'{i}. {shared_findings(example["text"], answer["text"])}'
         plot_image(axes[1 + i], folder/answer['image'], title, answer['hit'])
+    plot_texts(axes[0], [('query:', example['text'], 'black')], 36)
 
 # %% ../nbs/09_retrieve.ipynb #cfffcb02
 def plot_retrieved_images(
