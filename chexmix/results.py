@@ -323,7 +323,7 @@ def conclusions(
     if dependence and lines[0]: lines[0] = f'{dependence[:-1]}; {lines[0][0].lower()}{lines[0][1:]}'
     lines[0] = lines[0] or dependence
     name = model.replace('stage', 'stage ').replace('_', ', ')
-    return [line for line in lines if line] or [f'No {name} was measured.']
+    return [line for line in lines if line] or [f'Nothing was measured that {name} could be compared in.']
 
 # %% ../nbs/11_results.ipynb #2822b34e
 HIGH, ALL = (.75, .9), (0, .25, .5, .75, .9)  # masking ratios
@@ -551,7 +551,7 @@ def beside_best(
         if other: table[row]['best other'] = f'{values.get_group(other).mean():.3g}, {other}'
     return pd.DataFrame(table).T.fillna('')
 
-# %% ../nbs/11_results.ipynb #164d3322
+# %% ../nbs/11_results.ipynb #67a969f4
 def longest_studies(
     folders: list[Path],  # of records
 ) -> list[str]:           # as in `folders_by_study`

@@ -415,7 +415,7 @@ def retrieval_examples(
     described = describe_studies(pool, indices, folder, size)
     return {way: [describe_example(one, described) for one in some] for way, some in found.items()}
 
-# %% ../nbs/09_retrieve.ipynb #06d998e0
+# %% ../nbs/09_retrieve.ipynb #7f502c83
 def shared_findings(
     query: str,   # report
     answer: str,  # report
