@@ -406,10 +406,10 @@ def fill(
     mask = self.masked_cells(names)
     codes = processor.encode_images(pixels)
     codes, filled = fill_codes(self.opened.model, processor, codes, pixels, mask)
-    striped = cover_cells(pixels, mask, processor.layout.grid)
+    covered = cover_cells(pixels, mask, processor.layout.grid)
     answers = []
     for k, name in enumerate(names):
-        pictures = {'radiograph': pixels[k], 'masked': striped[k], 'filled': filled[k]}
+        pictures = {'radiograph': pixels[k], 'masked': covered[k], 'filled': filled[k]}
         answers.append(Answer(pictures, dict(path=name, codes=codes[k].tolist())))
     return answers
 
