@@ -28,7 +28,7 @@ from .generate import fill_image
 from .metrics import (
     bootstrap_interval, macro, masked_mse, masked_psnr, masked_ssim, weighted_auroc, weighted_mean)
 from .model import ChexmixForCausalLM, study_masks
-from .plots import mask_to_pixels, plot_images, stripe_cells
+from .plots import mask_to_pixels, plot_images, cover_cells
 from .pretrain import load_model
 from .processor import Processor
 from .radiograph import read_images
@@ -344,12 +344,19 @@ def plot_fillings(
     kind: str,       # 'random' or 'block'
     path: Path | None = None,  # the picture is also written there
     n: int = 5,      # studies
+    processor: Processor | None = None,  # adds a row below each stage: the pure decode of all its codes
 ):
     "Original, masked, and each filling, one row each; of the random masks the one nearest to half."
     key = nearest_to_half(masked.masks, kind)
     images, grid = masked.images[:n], round(masked.codes.shape[1]**.5)
-    rows = {'original': images, f'{key[1]:.0%} masked': stripe_cells(images, masked.masks[key][:n], grid)}
-    fig = plot_images(rows | {name: filling[key][1][:n] for name, filling in fillings.items()})
+    rows = {'original': images, f'{key[1]:.0%} masked': cover_cells(images, masked.masks[key][:n], grid)}
+    for name, filling in fillings.items():
+        codes, filled = filling[key]
+        title = name.replace('stage', 'stage ')
+        rows[title] = filled[:n]
+        if processor and name.startswith('stage'):
+            rows[f'{title}, decoded'] = processor.decode_images(codes[:n])
+    fig = plot_images(rows)
     if path: save_gray(fig, path)
     return fig
 
@@ -360,7 +367,7 @@ def save_gray(
 ):
     "Write a figure as a gray PNG, which takes a third of the space of a coloured one."
     file = io.BytesIO()
-    fig.savefig(file, format='png', dpi=80)
+    fig.savefig(file, format='png', dpi=100)
     with atomic(path) as part: Image.open(file).convert('L').save(part, format='png', optimize=True)
 
 # %% ../nbs/07_inpaint.ipynb #64a8f9cc
@@ -439,7 +446,8 @@ def evaluate_inpaint(
                     data=Path(data).name or None, most=most, seed=seed, ratios=ratios)
     shown = {name: filling for name, filling in fillings.items() if name != 'most frequent code'}
     for kind in ('random', 'block'):
-        plt.close(plot_fillings(shown, masked, kind, folder/'figures'/f'inpaint_{kind}.png'))
+        path = folder/'figures'/f'inpaint_{kind}.png'
+        plt.close(plot_fillings(shown, masked, kind, path, processor=processor))
     return records
 
 # %% ../nbs/07_inpaint.ipynb #65e678f3

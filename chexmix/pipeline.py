@@ -401,15 +401,15 @@ def fill(
 ) -> list[Answer]:
     "Answers with pictures: what was masked, and what the model filled in."
     from chexmix.inpaint import fill_codes
-    from chexmix.plots import stripe_cells
+    from chexmix.plots import cover_cells
     processor = self.opened.processor
     mask = self.masked_cells(names)
     codes = processor.encode_images(pixels)
     codes, filled = fill_codes(self.opened.model, processor, codes, pixels, mask)
-    striped = stripe_cells(pixels, mask, processor.layout.grid)
+    covered = cover_cells(pixels, mask, processor.layout.grid)
     answers = []
     for k, name in enumerate(names):
-        pictures = {'radiograph': pixels[k], 'masked': striped[k], 'filled': filled[k]}
+        pictures = {'radiograph': pixels[k], 'masked': covered[k], 'filled': filled[k]}
         answers.append(Answer(pictures, dict(path=name, codes=codes[k].tolist())))
     return answers
 

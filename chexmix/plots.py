@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'RIGHT_COLOR', 'WRONG_COLOR', 'model_color', 'spread_apart', 'label_lines', 'save_figure', 'plot_images',
-           'gray_picture', 'save_png', 'png_bytes', 'mask_to_pixels', 'stripe_cells', 'plot_image', 'plot_texts']
+           'gray_picture', 'save_png', 'png_bytes', 'mask_to_pixels', 'cover_cells', 'plot_image', 'plot_texts']
 
 # %% ../nbs/foundations/plots.ipynb #4c42c85d
 import io, textwrap
@@ -87,8 +87,8 @@ def plot_images(
     for row, (title, images) in zip(axes, rows.items()):
         for ax, image in zip(row, images): ax.imshow(image, cmap='gray', vmin=0, vmax=1)
         for ax in row: ax.set(xticks=[], yticks=[])
-        row[0].set_ylabel(title, fontsize=8)
-    for ax, title in zip(axes[0], titles or []): ax.set_title(title, fontsize=8)
+        row[0].set_ylabel(title, fontsize=9)
+    for ax, title in zip(axes[0], titles or []): ax.set_title(title, fontsize=9)
     save_figure(fig, path, dpi=110)
     return fig
 
@@ -131,35 +131,35 @@ def mask_to_pixels(
     return cells.repeat_interleave(size // grid, 1).repeat_interleave(size // grid, 2)
 
 # %% ../nbs/foundations/plots.ipynb #7e11bc79
-def stripe_cells(
+def cover_cells(
     images: torch.Tensor,  # (B, H, W) in [0, 1]
     mask: torch.Tensor,    # (B, n) bool, True = masked
     grid: int,             # codes on each side
 ) -> torch.Tensor:  # (B, H, W)
-    """Images with the masked cells striped, to look at.
+    """Images with the masked cells covered in gray, each with an outline, to look at.
 
     Raises `UserError` where mask and grid do not fit.
     """
     if mask.shape[1] != grid**2:
         raise UserError(f'a mask of {mask.shape[1]} cells does not fit a grid of {grid}×{grid}')
     size = images.shape[-1]
-    diagonal = torch.arange(size)[:, None] + torch.arange(size)  # (H, W) row + column
-    stripes = .35 + .2 * (diagonal // max(1, size // 32) % 2)
-    return torch.where(mask_to_pixels(mask, size), stripes, images)
+    line = max(1, size // 128)
+    edge = torch.arange(size) % (size // grid) < line  # the first rows and columns of a cell
+    cover = torch.where(edge[:, None] | edge, .62, .42)  # (H, W)
+    return torch.where(mask_to_pixels(mask, size), cover, images)
 
 # %% ../nbs/foundations/plots.ipynb #7295037a
 def plot_image(
     ax,
     path: Path,               # of a PNG
     title: str,
-    hit: bool | None = None,  # True: a green frame; False: a red one; None: no answer
+    hit: bool = False,        # a right answer, with a green frame
 ):
     "A small radiograph with its title, framed by whether it is right."
     ax.imshow(plt.imread(path), cmap='gray', vmin=0, vmax=1)
     ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=8)
-    color, width = 'black', .5
-    if hit is not None: color, width = RIGHT_COLOR if hit else WRONG_COLOR, 3
+    ax.set_title(title, fontsize=9)
+    color, width = (RIGHT_COLOR, 3) if hit else ('black', .5)
     for side in ax.spines.values(): side.set(color=color, linewidth=width)
 
 # %% ../nbs/foundations/plots.ipynb #a370f804
@@ -170,9 +170,11 @@ def plot_texts(
 ):
     "Reports below each other, cut after about 260 characters."
     ax.axis('off')
+    ax.figure.draw_without_rendering()  # the layout fixes the height of the axes
+    points = ax.get_window_extent().height / ax.figure.dpi * 72
     y = 1.
     for title, text, color in lines:
         short = textwrap.shorten(text, 260, placeholder=' …')
         words = textwrap.fill(f'{title} {short}', width)
-        ax.text(0, y, words, color=color, fontsize=7, va='top', transform=ax.transAxes, parse_math=False)
-        y -= .075 * (words.count('\n') + 1.7)
+        ax.text(0, y, words, color=color, fontsize=9, va='top', transform=ax.transAxes, parse_math=False)
+        y -= 1.2 * 9 / points * (words.count('\n') + 1.5)

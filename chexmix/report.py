@@ -11,11 +11,11 @@ __all__ = ['CLINICAL', 'EXTERNAL_METRICS', 'READINGS', 'LEADING', 'with_report',
            'parse_report', 'read_reports_jsonl', 'radgraph_f1', 'chexbert_f1', 'green', 'run_adapter',
            'external_records', 'choose_examples', 'save_thumbnails', 'example_texts', 'save_examples',
            'compare_findings', 'finding_marks', 'thumbnail_html', 'text_html', 'example_card', 'example_cards',
-           'plot_ratio_line', 'reading_lines', 'plot_ratio_panel', 'plot_report_ratios', 'plot_finding_bars',
-           'plot_report_findings', 'reports_at_ratios', 'readings_at_ratios', 'reports_file', 'report_detail',
-           'keep_reports', 'report_files', 'constant_texts', 'constant_findings', 'keep_constants', 'best_set_of_all',
-           'report_statistic', 'filled_minus_masked', 'guidance_records', 'beside_constants', 'score_all_reports',
-           'write_all_reports', 'with_mask_id', 'evaluate_report']
+           'reading_lines', 'plot_reading', 'plot_report_ratios', 'plot_finding_bars', 'plot_report_findings',
+           'reports_at_ratios', 'readings_at_ratios', 'reports_file', 'report_detail', 'keep_reports', 'report_files',
+           'constant_texts', 'constant_findings', 'keep_constants', 'best_set_of_all', 'report_statistic',
+           'filled_minus_masked', 'guidance_records', 'beside_constants', 'score_all_reports', 'write_all_reports',
+           'with_mask_id', 'evaluate_report']
 
 # %% ../nbs/08_report.ipynb #4210b624
 import base64, html, json, tempfile
@@ -28,6 +28,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from datasets import Dataset
+from matplotlib.ticker import MaxNLocator
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from .core import atomic, progress, UserError, write_json
@@ -36,7 +37,8 @@ from .inpaint import fill_in_batches, hide_pixels, training_averages
 from .metrics import (
     bleu, bleu_counts, bootstrap_interval, ConfidenceInterval, f1, f1_other_patients, rouge_l, weighted_mean)
 from .model import ChexmixForCausalLM, study_masks
-from .plots import RIGHT_COLOR, save_figure, save_png, stripe_cells, WRONG_COLOR
+from .plots import (
+    cover_cells, label_lines, model_color, RIGHT_COLOR, save_figure, save_png, WRONG_COLOR)
 from .pretrain import load_model
 from .processor import Processor
 from .radiograph import read_images
@@ -480,12 +482,12 @@ def save_thumbnails(
 ) -> list[dict]:         # paths below the folder
     "Write each study's image and its masked image to `figures/`."
     images = read_images(rows['path'], processor.image_size)
-    striped = stripe_cells(images, mask, processor.layout.grid)
+    covered = cover_cells(images, mask, processor.layout.grid)
     thumbnails = []
     for k in range(len(rows)):
         paths = dict(image=f'figures/report_{k}.png', masked=f'figures/report_{k}_masked.png')
         save_png(images[k], folder/paths['image'], 128)
-        save_png(striped[k], folder/paths['masked'], 128)
+        save_png(covered[k], folder/paths['masked'], 128)
         thumbnails.append(paths)
     return thumbnails
 
@@ -584,23 +586,8 @@ def example_cards(
     rows = [example_card(example, folder) for example in examples]
     return f'<table style="font-size:.85em;line-height:1.35">{"".join(rows)}</table>'
 
-# %% ../nbs/08_report.ipynb #65618220
-def plot_ratio_line(
-    ax,
-    records: list[Record],  # of one model and one metric
-    shift: float,           # to the right, so that intervals do not cover each other
-    **style,
-):
-    "Values with their intervals over the share of masked codes."
-    rows = sorted(records, key=lambda r: r.detail['ratio'])
-    ratios = [r.detail['ratio'] + shift for r in rows]
-    values = [r.value for r in rows]
-    below = [max(0., r.value - r.low) for r in rows]
-    above = [max(0., r.high - r.value) for r in rows]
-    ax.errorbar(ratios, values, [below, above], capsize=2, marker='o', ms=3, **style)
-
 # %% ../nbs/08_report.ipynb #a50d00f1
-READINGS = {'mask id': '-', 'filled first': '--', 'pixels hidden': ':'}  # how hidden cells are read → line
+READINGS = 'mask id', 'filled first', 'pixels hidden'  # how hidden cells are read
 
 def reading_lines(
     records: list[Record],
@@ -619,32 +606,48 @@ def reading_lines(
     return lines
 
 # %% ../nbs/08_report.ipynb #5a5669bd
-def plot_ratio_panel(ax, records: list[Record], metric: str):
-    "One metric: a colour for each model, a line for each of its readings; constants in gray."
-    records = [r for r in records if r.model != 'constant report']  # a baseline for the words
-    colors = {}
-    for k, ((model, reading), rows) in enumerate(reading_lines(records, metric).items()):
-        color = '.6' if 'constant' in model else colors.setdefault(model, f'C{len(colors)}')
-        style = READINGS.get(reading, '--' if model == 'best constant report' else '-')
-        plot_ratio_line(ax, rows, .006 * k, label=f'{model}, {reading}'.strip(', '), color=color, ls=style)
-    ax.set_title(metric, fontsize=9)
-    ax.set_xlabel('share of the image hidden')
-    ax.axhline(0, color='gray', lw=.5)
+def plot_reading(
+    ax,
+    records: list[Record],
+    metric: str,
+    reading: str,  # one of `READINGS`
+    **style,       # of the lines
+):
+    "One metric by one reading: a line with its 95% interval for each stage, and the constants."
+    for (model, way), rows in reading_lines(records, metric).items():
+        if way not in (reading, '') or model == 'constant report': continue
+        rows = sorted(rows, key=lambda r: r.detail['ratio'])
+        ratios = [r.detail['ratio'] for r in rows]
+        color, title = model_color(model, 'best constant set'), model.replace('stage', 'stage ')
+        ax.plot(ratios, [r.value for r in rows], color=color, label=title, **style)
+        if style.get('ls'): continue
+        low, high = [r.low for r in rows], [r.high for r in rows]
+        ax.fill_between(ratios, low, high, color=color, alpha=.12, lw=0)
 
 # %% ../nbs/08_report.ipynb #a17217d7
 def plot_report_ratios(
     records: list[Record],
     path: Path | None = None,  # the picture is also written there
 ):
-    "Image dependence, and F1 against own and other patients, over the hidden share; guidance 2."
-    metrics = 'image dependence', 'F1 without No Finding', 'F1 without No Finding, other patients'
-    fig, axes = plt.subplots(1, 3, figsize=(11, 3), dpi=100, layout='constrained')
-    for ax, metric in zip(axes, metrics): plot_ratio_panel(ax, records, metric)
-    top = max(ax.get_ylim()[1] for ax in axes[1:])
-    for ax in axes[1:]: ax.set_ylim(bottom=0, top=1.05 * top)
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, fontsize=8, loc='outside right center')
-    save_figure(fig, path, 100)
+    "Image dependence and F1 over the hidden share, a column a reading; guidance 2; dashed: other patients."
+    found = {r.detail.get('reading') for r in records if r.task == 'report'}
+    readings = [reading for reading in READINGS if reading in found] or ['']
+    size = .9 + 3.1 * len(readings), 5
+    shared = dict(sharex=True, sharey='row', squeeze=False)
+    fig, axes = plt.subplots(2, len(readings), figsize=size, dpi=90, layout='constrained', **shared)
+    for (above, below), reading in zip(axes.T, readings):
+        plot_reading(above, records, 'image dependence', reading)
+        plot_reading(below, records, 'F1 without No Finding, other patients', reading, ls='--', lw=1)
+        for line in below.get_lines(): line.set_label('_')  # the solid lines have the names
+        plot_reading(below, records, 'F1 without No Finding', reading)
+        above.axhline(0, color='gray', lw=.5)
+        above.set_title(reading, fontsize=10)
+        below.set_xlabel('share of the image hidden')
+    for row, unit in zip(axes, ('image dependence', 'F1 without No Finding')):
+        row[0].set_ylabel(unit)
+        for ax in row: ax.spines[['top', 'right']].set_visible(False)
+        label_lines(row[-1])
+    save_figure(fig, path, 110)
     return fig
 
 # %% ../nbs/08_report.ipynb #9fffb512
@@ -660,7 +663,10 @@ def plot_finding_bars(
         ax.barh(y, detail['n_correct'], color=RIGHT_COLOR, height=.5)
         ax.barh(y, detail['n_correct'] - detail['n_predicted'], color=WRONG_COLOR, height=.5)
     ax.axvline(0, color='black', lw=.5)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.xaxis.set_major_formatter(lambda x, _: f'{abs(x):.0f}')
+    ax.spines[['top', 'right', 'left']].set_visible(False)
+    ax.tick_params(left=False)
 
 # %% ../nbs/08_report.ipynb #85adedab
 def plot_report_findings(
@@ -672,15 +678,15 @@ def plot_report_findings(
     models = list(dict.fromkeys(r.model for r in rows))
     occurring = {r.detail['finding'] for r in rows}
     findings = [finding for finding in reversed(FINDINGS) if finding in occurring]
-    size = 2.2 + 2.4 * len(models), .9 + .2 * len(findings)
+    size = 2.4 + 2.2 * len(models), .9 + .24 * len(findings)
     fig, axes = plt.subplots(
         1, len(models), figsize=size, dpi=100, sharey=True, sharex=True, squeeze=False, layout='constrained')
     for ax, model in zip(axes[0], models):
         plot_finding_bars(ax, [r for r in rows if r.model == model], findings)
-        ax.set_title(model, fontsize=9)
-    axes[0][0].set_yticks(range(len(findings)), findings, fontsize=8)
-    fig.supxlabel('reports: wrong ← 0 → correct; gray: references that have the finding', fontsize=8)
-    save_figure(fig, path, 100)
+        ax.set_title(model.replace('stage', 'stage '), fontsize=10)
+    axes[0][0].set_yticks(range(len(findings)), findings, fontsize=9)
+    fig.supxlabel('reports: wrong ← 0 → correct; gray: references that have the finding', fontsize=10)
+    save_figure(fig, path, 110)
     return fig
 
 # %% ../nbs/08_report.ipynb #4df304f3

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['HALF', 'HEADLINE', 'TASKS', 'EARLIER', 'LOWER_IS_BETTER', 'LEADING', 'OUTCOMES', 'HIGH', 'ALL', 'CLAIMS', 'STANDARD',
            'SHORT', 'BUDGETS', 'NOT_RANKED', 'SHEETS', 'SECTIONS', 'LOOKS', 'results_folder', 'results_folders',
-           'report_rows', 'headline_rows', 'fits', 'select', 'with_pool', 'with_interval', 'headline', 'kept_of',
-           'paired_at', 'paired_outcome', 'verdict', 'compare_with', 'comparisons', 'best_baseline', 'leading_sentence',
-           'dependence_sentence', 'conclusions', 'beats_input', 'relative_gain', 'paired_claim', 'evaluate_claim',
-           'describe_data', 'folders_by_study', 'by_study', 'gain_texts', 'judge_study', 'claims', 'seeds_cell',
-           'over_seeds', 'beside_best', 'over_ratios', 'system_title', 'system_kind', 'first_values', 'shown_systems',
-           'plot_curves', 'plot_ratios', 'over_steps', 'plot_budget_panel', 'plot_steps', 'conditions',
-           'markdown_table', 'summary', 'best_systems', 'number_cell', 'system_rows', 'column_title', 'systems_table',
-           'training_of', 'compared_systems', 'short_column', 'beside_packed', 'differing_cells', 'report_card',
-           'retrieval_card', 'example_studies', 'section', 'claims_part', 'about_run', 'page_warning', 'look_pictures',
-           'marked_text', 'look_card', 'look_cards', 'look_part', 'results_page']
+           'markdown_table', 'report_rows', 'headline_rows', 'fits', 'select', 'with_pool', 'with_interval', 'headline',
+           'kept_of', 'paired_at', 'paired_outcome', 'verdict', 'compare_with', 'comparisons', 'best_baseline',
+           'leading_sentence', 'dependence_sentence', 'conclusions', 'beats_input', 'relative_gain', 'paired_claim',
+           'evaluate_claim', 'describe_data', 'folders_by_study', 'by_study', 'gain_texts', 'evaluate_study', 'claims',
+           'seeds_cell', 'over_seeds', 'beside_best', 'longest_studies', 'over_ratios', 'system_title', 'system_kind',
+           'first_values', 'shown_systems', 'plot_curves', 'plot_ratios', 'over_steps', 'plot_budget_panel',
+           'plot_steps', 'conditions', 'summary', 'best_systems', 'number_cell', 'system_rows', 'column_title',
+           'systems_table', 'training_of', 'compared_systems', 'short_column', 'beside_packed', 'differing_cells',
+           'report_card', 'retrieval_card', 'example_studies', 'section', 'claims_part', 'about_run', 'page_warning',
+           'look_pictures', 'marked_text', 'look_card', 'look_cards', 'look_part', 'results_page']
 
 # %% ../nbs/11_results.ipynb #897430b4
 import textwrap
@@ -52,11 +52,20 @@ def results_folders(
     run: str | Path = '',
     others: str = '',  # further runs, separated by commas
 ) -> list[Path]:       # the folder of `run` first
-    "All results folders that the claims are judged by; without a run, all that are committed."
+    "All results folders that the claims are evaluated on; without a run, all that are committed."
     first = results_folder(run)
     names = [name.strip() for name in others.split(',') if name.strip()]
     if run or names: return [first, *map(results_folder, names)]
     return [first, *sorted(p.parent for p in first.glob('*-[0-9]*/classify.json'))]
+
+# %% ../nbs/11_results.ipynb #1d6151d4
+def markdown_table(
+    table: pd.DataFrame,  # of text
+    title: str,           # of the first column
+) -> list[str]:
+    "The lines of a table in Markdown."
+    rows = [f'| {name} | ' + ' | '.join(row) + ' |' for name, row in zip(table.index, table.to_numpy())]
+    return [f'| {title} | ' + ' | '.join(table) + ' |', '|---|' + '---|' * len(table.columns), *rows]
 
 # %% ../nbs/11_results.ipynb #1ba63fbe
 def report_rows() -> list[tuple]:  # as those of `headline_rows`
@@ -314,7 +323,7 @@ def conclusions(
     if dependence and lines[0]: lines[0] = f'{dependence[:-1]}; {lines[0][0].lower()}{lines[0][1:]}'
     lines[0] = lines[0] or dependence
     name = model.replace('stage', 'stage ').replace('_', ', ')
-    return [line for line in lines if line] or [f'No {name} was measured.']
+    return [line for line in lines if line] or [f'Nothing was measured that {name} could be compared in.']
 
 # %% ../nbs/11_results.ipynb #2822b34e
 HIGH, ALL = (.75, .9), (0, .25, .5, .75, .9)  # masking ratios
@@ -354,7 +363,7 @@ def relative_gain(
     return value / other - 1
 
 # %% ../nbs/11_results.ipynb #c218eddb
-STANDARD = dict(mask_kind='random', hidden='codes', reading='mask id', guidance=2)  # how claims are judged
+STANDARD = dict(mask_kind='random', hidden='codes', reading='mask id', guidance=2)  # how claims are evaluated
 
 def paired_claim(
     seeds: list[list[StudyValues]],  # of each training seed
@@ -448,7 +457,7 @@ def gain_texts(
     return texts
 
 # %% ../nbs/11_results.ipynb #effa9692
-def judge_study(
+def evaluate_study(
     seeds: list[pd.DataFrame],       # records of each seed
     kept: list[list[StudyValues]],   # values of single studies of each seed
     measure: tuple,                  # other system, task, metric, masking ratios
@@ -480,7 +489,7 @@ def claims(
         seeds, kept = list(map(load_records, own)), list(map(load_study_values, own))
         if not any((records.model == 'stage2').any() for records in seeds): continue
         for claim, paper, *measure in CLAIMS:
-            n_seeds, n, here, judgement, why = judge_study(seeds, kept, tuple(measure))
+            n_seeds, n, here, judgement, why = evaluate_study(seeds, kept, tuple(measure))
             rows.append((claim, study, n_seeds, n, paper, here, judgement, why))
     columns = ['claim', 'study', 'seeds', 'n', 'paper', 'here', 'judgement', 'why']
     table = pd.DataFrame(rows, columns=columns)
@@ -502,10 +511,12 @@ def seeds_cell(
 # %% ../nbs/11_results.ipynb #d44cc097
 def over_seeds(
     seeds: list[pd.DataFrame],  # records, one frame a seed
+    task: str,                  # of `TASKS`
 ) -> pd.DataFrame:              # rows: measurements; columns: models and baselines; cells: text
-    "The headline table of a study, over its seeds."
+    "The headline table of a task, over the seeds of a study."
     table = {}
-    for task, metric, detail, row in HEADLINE:
+    for row_task, metric, detail, row in HEADLINE:
+        if row_task != task: continue
         found = pd.concat([select(records, task, metric, **detail) for records in seeds])
         by_model = found.groupby('model', sort=False).value
         cells = {model: seeds_cell(values, len(seeds)) for model, values in by_model}
@@ -539,6 +550,18 @@ def beside_best(
                       for title, name in systems.items() if name in values.groups}
         if other: table[row]['best other'] = f'{values.get_group(other).mean():.3g}, {other}'
     return pd.DataFrame(table).T.fillna('')
+
+# %% ../nbs/11_results.ipynb #67a969f4
+def longest_studies(
+    folders: list[Path],  # of records
+) -> list[str]:           # as in `folders_by_study`
+    "Of the studies with the same data, the one with the most steps."
+    longest = {}  # data → steps, study
+    for study, own in folders_by_study(folders).items():
+        data, config = describe_data(own[0])
+        steps = config['stage1_steps'] + config['stage2_steps']
+        longest[data] = max(longest.get(data, (0, '')), (steps, study))
+    return [study for _, study in longest.values()]
 
 # %% ../nbs/11_results.ipynb #4bb30a13
 def over_ratios(
@@ -605,6 +628,8 @@ def plot_curves(
     metric: str,
 ):
     "A line for each system that is shown; coloured ones are thick and have a band."
+    measured = max(map(len, curves.values()))
+    curves = {name: rows for name, rows in curves.items() if len(rows) > 1 or measured == 1}  # no lone dots
     first = first_values(curves, metric)
     best = best_baseline(first)
     for model in shown_systems(first, best):
@@ -621,7 +646,7 @@ def plot_ratios(
     path: Path | None = None,   # the picture is also written there
 ):
     "Classification, inpainting and reports over the share of the image that is masked."
-    fig, axes = plt.subplots(1, 3, figsize=(15, 4), dpi=70, layout='constrained')
+    fig, axes = plt.subplots(1, 3, figsize=(12, 3.8), dpi=85, layout='constrained')
     measured = (
         ('classify', 'AUROC macro', 'macro AUROC'), ('inpaint', 'PSNR', 'PSNR in dB'),
         ('report', 'image dependence', 'image dependence'))
@@ -681,8 +706,8 @@ def plot_steps(
     tables = [over_steps(folders, *row[:2], ratio=row[2], **STANDARD) for row in BUDGETS]
     budgets = tables[0].groupby(level='data').size()
     names = budgets.index[budgets > 1]
-    size = 15, 2.9 * max(1, len(names))
-    fig, axes = plt.subplots(max(1, len(names)), 4, figsize=size, dpi=70, squeeze=False, layout='constrained')
+    size = 13, 2.6 * max(1, len(names))
+    fig, axes = plt.subplots(max(1, len(names)), 4, figsize=size, dpi=80, squeeze=False, layout='constrained')
     for row, name in zip(axes, names):
         for ax, table, (*_, title) in zip(row, tables, BUDGETS):
             ax.set_title(title, fontsize=10)
@@ -703,15 +728,6 @@ def conditions(
     steps = f'stage 1 {config["stage1_steps"]} steps, then stage 2 {config["stage2_steps"]} steps'
     return (f'Preset `{config["preset"]}`, {data["n"]} {data["name"]}, {steps}, seed {config["seed"]}, '
             f'{context["device"]}, {context["date"]}; value (95% bootstrap interval over patients).')
-
-# %% ../nbs/11_results.ipynb #1d6151d4
-def markdown_table(
-    table: pd.DataFrame,  # of text
-    title: str,           # of the first column
-) -> list[str]:
-    "The lines of a table in Markdown."
-    rows = [f'| {name} | ' + ' | '.join(row) + ' |' for name, row in zip(table.index, table.to_numpy())]
-    return [f'| {title} | ' + ' | '.join(table) + ' |', '|---|' + '---|' * len(table.columns), *rows]
 
 # %% ../nbs/11_results.ipynb #2af9896b
 def summary(
@@ -974,7 +990,7 @@ def claims_part(
         columns = [f'{study}, seeds: {found.seeds.max()}', 'paper', 'here', 'judgement', 'why']
         tables[study] = Table(study, columns, rows, is_text=True)
     here = [tables.pop(own)] if own in tables else []
-    words = 'A claim is judged only where the model has learned more than its input holds.'
+    words = 'A claim is decided only where the model has learned more than its input holds.'
     return Part('Claims of the paper', words, here, folded=list(tables.values()),
                 folded_title=f'The same by {len(tables)} other studies')
 
@@ -1073,7 +1089,7 @@ def results_page(
     folder: Path,      # of the records
     figures: Path,     # of the pictures
     target: Path,      # the HTML file
-    others: list[Path] = (),     # further folders that the claims are judged by
+    others: list[Path] = (),     # further folders that the claims are evaluated on
     packed: Path | None = None,  # of the packed weights' records
 ) -> Path:
     "Write one self-contained page of a run: what it shows in three sentences, tables and pictures."

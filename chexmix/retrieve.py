@@ -7,9 +7,10 @@ __all__ = ['KS', 'EMBEDDINGS', 'same_text', 'Alignment', 'fit_alignment', 'align
            'choose_alignment', 'likelihood_scores', 'log_mean', 'Pool', 'check_pool', 'pool_sizes', 'sample_pool',
            'by_direction', 'interval_records', 'rank_statistics', 'rank_records', 'chance_statistics', 'chance_records',
            'embedding_scores', 'pair_scores', 'retrieval_scores', 'matrix_records', 'score_retrieve', 'ranked_answers',
-           'best_answers', 'describe_studies', 'studies_in', 'describe_example', 'retrieval_examples', 'report_lines',
-           'plot_retrieved_reports', 'plot_image_row', 'plot_retrieved_images', 'save_examples', 'save_pool',
-           'evaluate_retrieve', 'alignment_studies', 'best_studies', 'retrieve_reports', 'retrieve_images']
+           'best_answers', 'describe_studies', 'studies_in', 'describe_example', 'retrieval_examples',
+           'shared_findings', 'report_lines', 'plot_retrieved_reports', 'plot_image_row', 'plot_retrieved_images',
+           'save_examples', 'save_pool', 'evaluate_retrieve', 'alignment_studies', 'best_studies', 'retrieve_reports',
+           'retrieve_images']
 
 # %% ../nbs/09_retrieve.ipynb #7d0960d5
 import math
@@ -27,11 +28,12 @@ from .generate import score_texts, text_log_likelihood
 from .metrics import (
     bootstrap_interval, chance_median, chance_recall, hit_ranks, weighted_mean, weighted_median)
 from .model import ChexmixForCausalLM
-from .plots import plot_image, plot_texts, RIGHT_COLOR, save_figure, save_png, WRONG_COLOR
+from .plots import plot_image, plot_texts, RIGHT_COLOR, save_figure, save_png
 from .pretrain import load_model
 from .processor import Processor
 from .radiograph import read_images
 from .records import content_hash, papermill_command, Record, save_records
+from .report import affirmed_names
 from .token_store import split_rows
 from .tokenizer import open_studies
 
@@ -413,12 +415,22 @@ def retrieval_examples(
     described = describe_studies(pool, indices, folder, size)
     return {way: [describe_example(one, described) for one in some] for way, some in found.items()}
 
+# %% ../nbs/09_retrieve.ipynb #7f502c83
+def shared_findings(
+    query: str,   # report
+    answer: str,  # report
+) -> str:
+    "How many of the findings that a report affirms another one affirms as well, in words."
+    own, others = affirmed_names(query), affirmed_names(answer)
+    return f'{sum(name in others for name in own)} of {len(own)} findings'
+
 # %% ../nbs/09_retrieve.ipynb #14bb7b18
 def report_lines(example: dict) -> list[tuple[str, str, str]]:  # label, text, colour
-    "The report of a query image itself and the reports that were found; hits are green, others red."
+    "The report of a query image itself and the reports that were found; hits are green, others gray."
     lines = [('its own:', example['text'], 'black')]
     for i, answer in enumerate(example['answers'], 1):
-        lines.append((f'{i}.', answer['text'], RIGHT_COLOR if answer['hit'] else WRONG_COLOR))
+        label = f'{i}. ({shared_findings(example["text"], answer["text"])})'
+        lines.append((label, answer['text'], RIGHT_COLOR if answer['hit'] else '#555555'))
     return lines
 
 # %% ../nbs/09_retrieve.ipynb #6d2139d7
@@ -429,21 +441,22 @@ def plot_retrieved_reports(
 ):
     "Query images with their own report and the reports that were found; hits are green."
     n = len(examples)
-    fig, axes = plt.subplots(n, 2, figsize=(9, 2.1 * n), width_ratios=[1, 4], dpi=75, squeeze=False,
+    fig, axes = plt.subplots(n, 2, figsize=(9, 2.5 * n), width_ratios=[1, 4], dpi=90, squeeze=False,
                              layout='constrained')
     for (image_ax, text_ax), example in zip(axes, examples):
         plot_image(image_ax, folder/example['image'], f'query; rank {example["rank"]}')
-        plot_texts(text_ax, report_lines(example), 118)
+        plot_texts(text_ax, report_lines(example), 98)
     save_figure(fig, path, dpi=110)
     return fig
 
 # %% ../nbs/09_retrieve.ipynb #b0f9a4a9
 def plot_image_row(axes: np.ndarray, example: dict, folder: Path):
     "A query report, its own image and the images that were found, each on one of `axes`."
-    plot_texts(axes[0], [('query:', example['text'], 'black')], 40)
     plot_image(axes[1], folder/example['image'], f'its own; rank {example["rank"]}')
     for i, answer in enumerate(example['answers'], 1):
-        plot_image(axes[1 + i], folder/answer['image'], f'{i}.', answer['hit'])
+        title = f'{i}. {shared_findings(example["text"], answer["text"])}'
+        plot_image(axes[1 + i], folder/answer['image'], title, answer['hit'])
+    plot_texts(axes[0], [('query:', example['text'], 'black')], 36)
 
 # %% ../nbs/09_retrieve.ipynb #cfffcb02
 def plot_retrieved_images(
@@ -454,10 +467,10 @@ def plot_retrieved_images(
     "Query reports with their own image and the images that were found; hits have a green frame."
     n_answers = len(examples[0]['answers'])
     size = 9, 1.75 * len(examples)
-    fig, axes = plt.subplots(len(examples), 2 + n_answers, figsize=size, dpi=75, squeeze=False,
+    fig, axes = plt.subplots(len(examples), 2 + n_answers, figsize=size, dpi=90, squeeze=False,
                              width_ratios=[1.9] + [1] * (1 + n_answers), layout='constrained')
     for row, example in zip(axes, examples): plot_image_row(row, example, folder)
-    save_figure(fig, path, dpi=90)
+    save_figure(fig, path, dpi=110)
     return fig
 
 # %% ../nbs/09_retrieve.ipynb #09a0000e

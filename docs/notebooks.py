@@ -304,7 +304,9 @@ def source(
     index = index.replace('<!-- guides -->', guide_list()).replace('GIT_URL', git_url)
     for caption, group in sidebar(paths, pages).items(): index += toctree(caption, group)
     (folder/'index.md').write_text(index, encoding='utf-8')
-    for link in set(re.findall(r'\]\((results/[^)#\s]+)', index + readme())):
+    essays = ''.join(path.read_text(encoding='utf-8') for path in paths)
+    links = re.findall(r'\]\((results/[^)#\s]+)', index + readme())
+    for link in {*links, *re.findall(r'\]\((?:\.\./)+(results/[^)#\s]+\.png)', essays)}:
         (folder/link).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root/link, folder/link)
 
