@@ -49,6 +49,8 @@ test: .venv/.done
 	wait $$tests || failed=1; cat "$$runs/pytest.log"; exit $${failed:-0}
 
 notebooks: .venv/.done
+	@echo 'Runs here are of preset tiny: what they give belongs into cells with #| hide or #| output: false.'
+	@echo 'Other answers and pictures of trained models are of the packed weights, or from records in results/.'
 	@runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export CHEXMIX_RUNS="$$runs"; \
 	nbdev_export; \
 	for nb in $$(python docs/notebooks.py --list); do \
