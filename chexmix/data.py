@@ -11,9 +11,9 @@ __all__ = ['MANIFEST_COLUMNS', 'MOST_UNPACKED', 'MOST_ROWS', 'MAX_TEXT', 'view_n
            'absolute_paths', 'identities', 'similar_ids', 'print_similar_ids', 'one_line', 'text_columns',
            'check_lengths', 'fill_section', 'texts', 'missing_texts', 'split_names', 'sentences_from_labels',
            'where_no_text', 'run_chunk', 'run_parts', 'map_in_processes', 'fill_labels', 'rows_of_table', 'of_kind',
-           'read_table', 'treat_marks', 'without_frontal', 'print_summary', 'check_disjoint', 'concatenate',
-           'to_parquet', 'patient_number', 'split_by_patient', 'split_sizes', 'check_split', 'read_split', 'with_split',
-           'thumbnail', 'perceptual_hash', 'scan_one', 'read_once', 'scan']
+           'read_table', 'treat_marks', 'without_frontal', 'print_lost_frontal', 'print_summary', 'check_disjoint',
+           'concatenate', 'to_parquet', 'patient_number', 'split_by_patient', 'split_sizes', 'check_split',
+           'read_split', 'with_split', 'thumbnail', 'perceptual_hash', 'scan_one', 'read_once', 'scan']
 
 # %% ../nbs/01_data.ipynb #718f0c80
 import csv, gzip, hashlib, io, os, re, zlib
@@ -674,7 +674,7 @@ def rows_of_table(
     rows['split'] = split_names(rows['split'], path)
     return rows, n_alone
 
-# %% ../nbs/01_data.ipynb #1f7ea937
+# %% ../nbs/01_data.ipynb #21113b92
 def of_kind(
     table: pd.DataFrame,  # as `open_table` gives it
     kind: str,            # report, caption … of the column `text_kind`
@@ -729,7 +729,7 @@ def read_table(
     manifest = treat_marks(manifest, marks)
     return with_split(manifest, split) if split else manifest
 
-# %% ../nbs/01_data.ipynb #b0cb893c
+# %% ../nbs/01_data.ipynb #7c83f840
 def treat_marks(
     manifest: pd.DataFrame,
     policy: str,  # see `write_marks`
@@ -739,11 +739,20 @@ def treat_marks(
     sections = {name: map_unique(treated, manifest[name]) for name in ('findings_text', 'impression_text')}
     return manifest.assign(**sections)
 
-# %% ../nbs/01_data.ipynb #98caac09
+# %% ../nbs/01_data.ipynb #4af5fa7d
 def without_frontal(manifest: pd.DataFrame) -> np.ndarray:
     "The ids of those studies that have lateral images alone."
     lateral = (manifest['view'] == 'LATERAL').groupby(manifest['study_id'], sort=False).all()
     return lateral.index[lateral].to_numpy()
+
+# %% ../nbs/01_data.ipynb #a5ef5747
+def print_lost_frontal(
+    before: pd.DataFrame,  # images with study_id and view
+    after: pd.DataFrame,   # those of them that are there
+):
+    "Print which studies keep lateral images alone because their frontal ones are missing."
+    lost = set(without_frontal(after)) - set(without_frontal(before))
+    if lost: print(f'{len(lost)} studies lost their frontal images, for example {min(lost)}')
 
 # %% ../nbs/01_data.ipynb #6ce77a0e
 def print_summary(
@@ -859,7 +868,7 @@ def check_split(
     print('patient-disjoint split: ' + ', '.join(parts))
     return counts
 
-# %% ../nbs/01_data.ipynb #6749f341
+# %% ../nbs/01_data.ipynb #6fdbd3b9
 def read_split(
     path: str | Path,  # CSV or Parquet with the columns study_id and split
 ) -> pd.Series:  # train, valid or test, by study id
@@ -873,7 +882,7 @@ def read_split(
                 'study {} is in another part further up; leave it in one')
     return table.set_index('study_id')['split']
 
-# %% ../nbs/01_data.ipynb #634aa861
+# %% ../nbs/01_data.ipynb #1689fe2d
 def with_split(
     manifest: pd.DataFrame,
     path: str | Path,  # a file as `read_split` reads it
@@ -964,6 +973,7 @@ def scan(
     quarantine = facts.loc[~readable, ['path', 'reason']].reset_index(drop=True)
     if not readable.any():
         raise UserError(f'none of {len(manifest)} images can be read; the first: {quarantine.reason[0]}')
+    print_lost_frontal(manifest, manifest[readable])
     manifest = manifest[readable].reset_index(drop=True)
     n_patients = manifest.patient_id.groupby(facts.pixels[readable].to_numpy()).nunique()
     n_shared = (n_patients > 1).sum()
