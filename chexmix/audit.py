@@ -94,7 +94,7 @@ def frontal_similarity(
     if not has_dark_lungs(average): average = -average
     return correlation(np.rot90(images, turns, axes=(1, 2)), average)
 
-# %% ../nbs/data/audit.ipynb #8f9532d1
+# %% ../nbs/data/audit.ipynb #3ea0a25d
 TURNED = .6  # similarity that a turn must give before an image is called turned
 
 def turned_similarity(
@@ -107,7 +107,7 @@ def turned_similarity(
 # %% ../nbs/data/audit.ipynb #f6091e21
 ODD = .3  # similarity below which an image is shown to a person
 
-# %% ../nbs/data/audit.ipynb #dac8d1e2
+# %% ../nbs/data/audit.ipynb #1828dc43
 def lateral_look(
     thumbs: list[bytes],   # 16×16 each
     views: pd.Series,      # of each image, as the manifest has them; '' = unknown
@@ -129,7 +129,7 @@ def lateral_look(
     look[~named] = model.predict_proba(cells[~named])[:, 1]
     return look
 
-# %% ../nbs/data/audit.ipynb #bdaa1ffe
+# %% ../nbs/data/audit.ipynb #94614d42
 def same_statements(
     text: str,  # of a study, as `report_text` gives it
 ) -> str:
@@ -225,7 +225,7 @@ def check_duplicates(
     leaking = images[images.patient_id.isin(n_splits.index[n_splits > 1])]
     checks.add('of patients who are in several splits', leaking, n)
 
-# %% ../nbs/data/audit.ipynb #1412ccf9
+# %% ../nbs/data/audit.ipynb #374cbbae
 def check_laterals(
     checks: Checks,
     read: pd.DataFrame,     # rows of `examine` that can be read
@@ -260,7 +260,7 @@ def check_views(
     checks.add(f'unlike a frontal chest (similarity < {ODD})', odd, len(frontal))
     checks.add('more than 8 bits', read[read.bits > 8], len(read))
 
-# %% ../nbs/data/audit.ipynb #7ae56281
+# %% ../nbs/data/audit.ipynb #fbe976d0
 def check_reports(
     checks: Checks,
     images: pd.DataFrame,  # from `examine`
@@ -342,10 +342,10 @@ def plot_audit(
     for ax in (labels, sizes) if len(read) else (labels,): ax.legend(fontsize=7)
     similarity.hist(read.similarity.dropna(), bins=np.linspace(-1, 1, 41), color='gray')
     similarity.set_yscale('symlog', linthresh=1)
-    for x in (0, ODD): similarity.axvline(x, color='C3', lw=1)
+    for x in (-ODD, ODD): similarity.axvline(x, color='C3', lw=1)
     lengths.hist(found.images.drop_duplicates('study_id').text.str.split().str.len(), bins=30, color='gray')
     titles = ('share of images with a finding', 'width and height, pixels',
-              'similarity; left of 0: inverted', 'words in a report')
+              f'similarity; left of −{ODD}: inverted', 'words in a report')
     for ax, title in zip(axes, titles): ax.set_title(title, fontsize=9)
     save_figure(fig, path, 100)
     return fig

@@ -458,8 +458,8 @@ def test_wrong_choices_for_an_audit(name, tmp_path, capsys):
     options, words = WRONG_CHOICES[name]
     write_collection(tmp_path/'collection')
     (tmp_path/'other.csv').write_text('study_id,split\nx,train\n')
-    command = ['audit', str(tmp_path/'collection'), '-o', str(tmp_path/'audit'), *options.format(tmp=tmp_path).split()]
-    try: code = main(command)
+    command = ['audit', str(tmp_path/'collection'), '-o', str(tmp_path/'audit')]
+    try: code = main([*command, *options.format(tmp=tmp_path).split()])
     except SystemExit as e: code = e.code
     error = capsys.readouterr().err
     assert code != 0 and words in error
