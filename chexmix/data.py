@@ -747,10 +747,11 @@ def without_frontal(manifest: pd.DataFrame) -> np.ndarray:
 
 # %% ../nbs/01_data.ipynb #a5ef5747
 def print_lost_frontal(
-    before: pd.DataFrame,  # images with study_id and view
+    before: pd.DataFrame,  # images; without study_id and view nothing is said
     after: pd.DataFrame,   # those of them that are there
 ):
     "Print which studies keep lateral images alone because their frontal ones are missing."
+    if not {'study_id', 'view'} <= set(before): return
     lost = set(without_frontal(after)) - set(without_frontal(before))
     if lost: print(f'{len(lost)} studies lost their frontal images, for example {min(lost)}')
 
