@@ -527,8 +527,9 @@ def audit(args) -> int:
     from chexmix.audit import audit
     from chexmix.batch_inference import protect_inputs
     from chexmix.datasets import read_data
-    manifest = read_data(args.path)
-    names = ('audit.csv', 'quarantine.csv', 'images.csv', 'prevalence.csv', 'audit.png')
+    chosen = dict(split=args.split, text_kind=args.text_kind, marks=args.marks)
+    manifest = read_data(args.path, **{name: value for name, value in chosen.items() if value})
+    names = ('audit.csv', 'quarantine.csv', 'images.csv', 'prevalence.csv', 'audit.png', 'manifest.csv')
     protect_inputs([Path(args.out)/name for name in names], [args.path], manifest.path)
     found = audit(manifest, args.out)
     read = found.images[found.images.reason == '']
@@ -541,6 +542,7 @@ def audit(args) -> int:
         print(f'{widths}, {heights} pixels; images by bits {bits}')
     print(f'{len(found.quarantine)} files set aside in {args.out}/quarantine.csv; '
           f'one row an image in {args.out}/images.csv; picture: {args.out}/audit.png')
+    print(f'to train on these studies with this split: --data {args.out}/manifest.csv')
     return 0
 
 # %% ../nbs/14_cli.ipynb #9831e231
@@ -845,6 +847,10 @@ def build_parser() -> Parser:
     p = command(commands, audit, 'chexmix audit phantoms/manifest.csv')
     p.add_argument('path', help='a manifest or table (CSV, Parquet), or a folder of images or DICOM files')
     p.add_argument('-o', '--out', default='audit', help='folder for tables and picture (default: audit)')
+    p.add_argument('--split', default='', help='a table of study_id and split (train, valid, test)')
+    p.add_argument('--text-kind', default='', help='only rows with this in the column text_kind: report …')
+    p.add_argument('--marks', default='', choices=('leave', 'token', 'drop'),
+                   help='words removed from reports (XXXX): leave, one token (___), or drop')
     return parser
 
 # %% ../nbs/14_cli.ipynb #918c7373

@@ -10,9 +10,10 @@ __all__ = ['MANIFEST_COLUMNS', 'MOST_UNPACKED', 'MOST_ROWS', 'MAX_TEXT', 'view_n
            'listed_labels', 'without_lists', 'labels_of_lists', 'label_numbers', 'labels_of_columns', 'leaves_folder',
            'absolute_paths', 'identities', 'similar_ids', 'print_similar_ids', 'one_line', 'text_columns',
            'check_lengths', 'fill_section', 'texts', 'missing_texts', 'split_names', 'sentences_from_labels',
-           'where_no_text', 'run_chunk', 'run_parts', 'map_in_processes', 'fill_labels', 'rows_of_table', 'read_table',
-           'print_summary', 'check_disjoint', 'concatenate', 'to_parquet', 'patient_number', 'split_by_patient',
-           'split_sizes', 'check_split', 'thumbnail', 'perceptual_hash', 'scan_one', 'read_once', 'scan']
+           'where_no_text', 'run_chunk', 'run_parts', 'map_in_processes', 'fill_labels', 'rows_of_table', 'of_kind',
+           'read_table', 'treat_marks', 'without_frontal', 'print_lost_frontal', 'print_summary', 'check_disjoint',
+           'concatenate', 'to_parquet', 'patient_number', 'split_by_patient', 'split_sizes', 'check_split',
+           'read_split', 'with_split', 'thumbnail', 'perceptual_hash', 'scan_one', 'read_once', 'scan']
 
 # %% ../nbs/01_data.ipynb #718f0c80
 import csv, gzip, hashlib, io, os, re, zlib
@@ -30,8 +31,8 @@ from scipy.fft import dctn
 from .core import atomic, progress, UserError
 from .radiograph import Geometry, open_radiograph
 from .report_text import (
-    count_gaps, encoding_of, FINDINGS, is_missing, join_lines, label_report, labels_to_text, MISSING,
-    plain_text, report_sections, report_text, with_parents)
+    count_gaps, encoding_of, FINDINGS, is_missing, join_lines, label_report, labels_to_text, letters, MISSING,
+    plain_text, report_sections, report_text, with_parents, write_marks)
 
 # %% ../nbs/01_data.ipynb #1076a030
 MANIFEST_COLUMNS = (
@@ -96,7 +97,7 @@ def to_manifest(
 
     Raises `UserError` where an image is there twice or a study has two patients.
     """
-    table = table.reset_index(drop=True)
+    if not table.index.is_unique: table = table.reset_index(drop=True)
     if not len(table): raise UserError(f'{name} has no rows: give one image a row')
     columns = {}
     for column in MANIFEST_COLUMNS:
@@ -106,7 +107,7 @@ def to_manifest(
     manifest = pd.DataFrame(columns, index=table.index)
     manifest['view'] = view_names(manifest['view'])
     check_rows(manifest, name)
-    return manifest
+    return manifest.reset_index(drop=True)
 
 # %% ../nbs/01_data.ipynb #a3f48a4b
 MOST_UNPACKED = 2**29  # bytes of a packed table; more is a mistake or an attack
@@ -385,7 +386,7 @@ def without_lists(
 def labels_of_lists(lists: pd.Series) -> pd.DataFrame:
     "Labels of all studies, a row for each cell of `listed_labels`."
     def labels(cell): return labels_of_list(split_labels(cell))
-    return pd.DataFrame(list(map_unique(labels, lists)))
+    return pd.DataFrame(list(map_unique(labels, lists)), lists.index)
 
 # %% ../nbs/01_data.ipynb #0634ffea
 def label_numbers(
@@ -541,7 +542,7 @@ def missing_texts(
     found: tuple,         # findings and impression, as `texts` found them
 ) -> dict[str, int]:
     "How many rows have no text, by reason (`text_gap`)."
-    empty = [not findings and not impression for findings, impression in zip(*found)]
+    empty = [letters(findings) < 3 and letters(impression) < 3 for findings, impression in zip(*found)]
     cells = table.loc[empty, text_columns(table)]
     cells = cells.mask(cells.apply(is_missing), '')
     return count_gaps(cells.to_dict('records'))
@@ -673,16 +674,39 @@ def rows_of_table(
     rows['split'] = split_names(rows['split'], path)
     return rows, n_alone
 
+# %% ../nbs/01_data.ipynb #21113b92
+def of_kind(
+    table: pd.DataFrame,  # as `open_table` gives it
+    kind: str,            # report, caption … of the column `text_kind`
+    path: str | Path,     # of the table
+) -> pd.DataFrame:
+    "The rows whose text is of a kind; the others are counted. Raises `UserError` where there is none."
+    if 'text_kind' not in table:
+        raise UserError(f'{path} has no column text_kind: leave the choice of {kind!r} out')
+    is_chosen = table['text_kind'] == kind
+    others = table['text_kind'][~is_chosen].replace('', 'without one').value_counts()
+    counts = ', '.join(f'{n} {name}' for name, n in others.items())
+    if not is_chosen.any(): raise UserError(f'{path} has no text_kind {kind!r}, only {counts}')
+    if counts: print(f'{Path(path).name}: {others.sum()} images have no text of kind {kind!r} '
+                     f'and are left out: {counts}')
+    return table[is_chosen]
+
 # %% ../nbs/01_data.ipynb #3017cff0
 def read_table(
     path: str | Path,             # a manifest, or a CSV or Parquet file with images and texts or labels
     columns: dict | None = None,  # our name → the table's, where its names are unusual (`open_table`)
+    split: str | Path | None = None,  # a file with the split of each study (`with_split`)
+    text_kind: str = '',          # only rows with this in the column `text_kind`; '' = all
+    marks: str = 'leave',         # removed words (XXXX): leave, token or drop (`write_marks`)
 ) -> pd.DataFrame:
     """The manifest of a table: `MANIFEST_COLUMNS`, then one column a finding.
 
     Prints what it assumed. Raises `UserError` that names the row.
     """
     table = open_table(path, columns)
+    if text_kind: table = of_kind(table, text_kind, path)
+    if 'findings' in table:
+        print(f'{Path(path).name}: its column findings is not read, because findings_text is there')
     labels = labels_of_columns(table, path)
     lists = listed_labels(table)
     if lists is not None: table = without_lists(table)
@@ -702,7 +726,34 @@ def read_table(
     if labels is None: manifest = fill_labels(manifest)
     gaps = missing_texts(table, (findings, impression))
     print_summary(manifest, Path(path).name, gaps, written=sum(map(bool, written)), alone=n_alone)
-    return manifest
+    manifest = treat_marks(manifest, marks)
+    return with_split(manifest, split) if split else manifest
+
+# %% ../nbs/01_data.ipynb #7c83f840
+def treat_marks(
+    manifest: pd.DataFrame,
+    policy: str,  # see `write_marks`
+) -> pd.DataFrame:
+    "A copy whose texts have their marks of de-identification treated by a policy."
+    treated = partial(write_marks, policy=policy)
+    sections = {name: map_unique(treated, manifest[name]) for name in ('findings_text', 'impression_text')}
+    return manifest.assign(**sections)
+
+# %% ../nbs/01_data.ipynb #4af5fa7d
+def without_frontal(manifest: pd.DataFrame) -> np.ndarray:
+    "The ids of those studies that have lateral images alone."
+    lateral = (manifest['view'] == 'LATERAL').groupby(manifest['study_id'], sort=False).all()
+    return lateral.index[lateral].to_numpy()
+
+# %% ../nbs/01_data.ipynb #a5ef5747
+def print_lost_frontal(
+    before: pd.DataFrame,  # images; without study_id and view nothing is said
+    after: pd.DataFrame,   # those of them that are there
+):
+    "Print which studies keep lateral images alone because their frontal ones are missing."
+    if not {'study_id', 'view'} <= set(before): return
+    lost = set(without_frontal(after)) - set(without_frontal(before))
+    if lost: print(f'{len(lost)} studies lost their frontal images, for example {min(lost)}')
 
 # %% ../nbs/01_data.ipynb #6ce77a0e
 def print_summary(
@@ -724,6 +775,9 @@ def print_summary(
     if gaps:
         reasons = ', '.join(f'{n} {reason}' for reason, n in gaps.items())
         print(f'{sum(gaps.values())} images have no text and teach images only: {reasons}')
+    lateral_alone = without_frontal(manifest)
+    if len(lateral_alone):
+        print(f'{len(lateral_alone)} studies have no frontal image, for example {lateral_alone[0]}')
 
 # %% ../nbs/01_data.ipynb #bbad0644
 def check_disjoint(
@@ -815,6 +869,46 @@ def check_split(
     print('patient-disjoint split: ' + ', '.join(parts))
     return counts
 
+# %% ../nbs/01_data.ipynb #6fdbd3b9
+def read_split(
+    path: str | Path,  # CSV or Parquet with the columns study_id and split
+) -> pd.Series:  # train, valid or test, by study id
+    "The split that a file gives to each study. Raises `UserError` for a study in two parts."
+    table = read_cells(path, ['study_id', 'split']).apply(lambda column: column.str.strip())
+    refuse_rows(table['study_id'], is_missing(table['study_id']), path,
+                'it has no study_id; fill it in, or delete the row')
+    table['split'] = split_names(table['split'], path)
+    table = table[table['split'] != ''].drop_duplicates(['study_id', 'split'])
+    refuse_rows(table['study_id'], table['study_id'].duplicated(), path,
+                'study {} is in another part further up; leave it in one')
+    return table.set_index('study_id')['split']
+
+# %% ../nbs/01_data.ipynb #1689fe2d
+def with_split(
+    manifest: pd.DataFrame,
+    path: str | Path,  # a file as `read_split` reads it
+) -> pd.DataFrame:
+    """The studies that a file gives a split; others, and studies of the file that are absent, are counted.
+
+    Raises `UserError` where it names no study of the manifest, or puts a patient into two parts.
+    """
+    given, name = read_split(path), Path(path).name
+    absent = given.index[~given.index.isin(manifest.study_id)]
+    if len(absent) == len(given):
+        raise UserError(f'{path} gives a split to no study of the table, whose first is '
+                        f'{manifest.study_id.iloc[0]}: mend its ids')
+    if len(absent):
+        print(f'{name}: {len(absent)} of its {len(given)} studies are not in the table, as {absent[0]}')
+    splits = manifest.study_id.map(given)
+    left_out = manifest.study_id[splits.isna()].unique()
+    if len(left_out):
+        print(f'{name}: {len(left_out)} studies of the table have no split in it and are left out, '
+              f'as {left_out[0]}')
+    manifest = manifest.assign(split=splits)[splits.notna().to_numpy()].reset_index(drop=True)
+    try: check_split(manifest)
+    except UserError as e: raise UserError(f'{path}: {e}') from e
+    return manifest
+
 # %% ../nbs/01_data.ipynb #f091f007
 def thumbnail(
     image: np.ndarray,   # (size,size) in [0,1]
@@ -880,6 +974,7 @@ def scan(
     quarantine = facts.loc[~readable, ['path', 'reason']].reset_index(drop=True)
     if not readable.any():
         raise UserError(f'none of {len(manifest)} images can be read; the first: {quarantine.reason[0]}')
+    print_lost_frontal(manifest, manifest[readable])
     manifest = manifest[readable].reset_index(drop=True)
     n_patients = manifest.patient_id.groupby(facts.pixels[readable].to_numpy()).nunique()
     n_shared = (n_patients > 1).sum()

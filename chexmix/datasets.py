@@ -7,7 +7,8 @@ __all__ = ['PAGES', 'PICTURE_ENDINGS', 'IMAGE_ENDINGS', 'DATASETS', 'find_file',
            'map_in_threads', 'report_file', 'on_disk', 'with_valid', 'published', 'mimic_table', 'mimic_rows',
            'mimic_studies', 'mimic_reports', 'mimic_cxr', 'stanford_rows', 'chexpert_files', 'chexpert_cells',
            'chexpert', 'plus_layout', 'plus_paths', 'plus_labels', 'chexpert_plus', 'parse_xml_report', 'xml_report',
-           'open_i_table_rows', 'open_i_rows', 'open_i', 'nih_splits', 'nih_labels', 'nih', 'padchest_labels',
+           'open_i_table_rows', 'open_i_xml', 'open_i_rows', 'indiana_labels', 'open_i_terms', 'with_people_labels',
+           'open_i_of_table', 'open_i_of_reports', 'open_i', 'nih_splits', 'nih_labels', 'nih', 'padchest_labels',
            'padchest_paths', 'padchest', 'majority_labels', 'vindr_labels', 'vindr_cxr', 'rexgradient_rows',
            'rexgradient', 'walk_once', 'files_below', 'looks_like_dicom', 'FolderFiles', 'sort_files', 'print_left_out',
            'readable_names', 'report_names', 'texts_in', 'report_paths', 'beside', 'folder_rows', 'folder_manifest',
@@ -28,8 +29,8 @@ import numpy as np, pandas as pd, pydicom
 from .core import is_unicode, read_json, UserError
 from .data import (
     check_split, fill_labels, labels_of_columns, labels_of_list, map_in_processes, map_unique,
-    missing_texts, patient_number, print_summary, read_cells, read_table, run_chunk, split_by_patient,
-    split_labels, split_names, texts, to_manifest)
+    missing_texts, patient_number, print_lost_frontal, print_summary, read_cells, read_table, run_chunk,
+    split_by_patient, split_labels, split_names, texts, to_manifest, treat_marks, view_names, with_split)
 from .radiograph import hashed, is_dicom, read_header
 from .report_text import (
     decode_text, FINDINGS, report_sections, text_gap, with_parents)
@@ -120,6 +121,9 @@ def on_disk(
             f'none of the {len(table)} images of {name} is there, for example {table["path"].iloc[0]}: '
             f'download them from {PAGES[name]}, or name another folder')
     if n_missing: print(f'{name}: {n_missing} of {len(table)} images are not on this disk and left out')
+    if n_missing and {'study_id', 'view'} <= set(table):
+        views = table.assign(view=view_names(table['view'].fillna('')))
+        print_lost_frontal(views, views[exists])
     return table[exists]
 
 # %% ../nbs/data/datasets.ipynb #3a20fd9c
@@ -418,20 +422,137 @@ def open_i_table_rows(
         findings_text=rows['findings'],
         impression_text=rows['impression']))
 
+# %% ../nbs/data/datasets.ipynb #69b67b96
+def open_i_xml(
+    root: Path,
+) -> list[Path]:
+    "The XML files of Open-i below a folder; none where it comes as tables."
+    return sorted(root.glob('ecgen-radiology/*.xml')) or sorted(root.glob('*/ecgen-radiology/*.xml'))
+
 # %% ../nbs/data/datasets.ipynb #5efc66aa
 def open_i_rows(
     root: Path,
 ) -> pd.DataFrame:  # one row an image: study_id, image, view (tables only), findings_text, impression_text
     "Reports of Open-i by image, from the XML files, else from the pair of tables."
-    files = sorted(root.glob('ecgen-radiology/*.xml')) or sorted(root.glob('*/ecgen-radiology/*.xml'))
+    files = open_i_xml(root)
     if not files: return open_i_table_rows(root)
     reports = map_in_threads(xml_report, files)
     return pd.DataFrame(list(chain.from_iterable(reports)))
 
+# %% ../nbs/data/datasets.ipynb #4f7a0857
+_INDIANA = {  # finding → the terms for it
+    'No Finding': 'normal',
+    'Enlarged Cardiomediastinum': '',
+    'Cardiomegaly': 'cardiomegaly',
+    'Lung Lesion': 'nodule; mass',
+    'Lung Opacity': 'opacity; airspace disease; infiltrate',
+    'Edema': 'pulmonary edema; pulmonary congestion',
+    'Consolidation': 'consolidation',
+    'Pneumonia': 'pneumonia',
+    'Atelectasis': 'pulmonary atelectasis',
+    'Pneumothorax': 'pneumothorax; hydropneumothorax; hemopneumothorax',
+    'Pleural Effusion': 'pleural effusion; hydropneumothorax; hemopneumothorax; hemothorax',
+    'Pleural Other': '',
+    'Fracture': 'fractures, bone',
+    'Support Devices': (
+        'catheters, indwelling; surgical instruments; implanted medical device; medical device; '
+        'tube, inserted; stents'),
+}
+_INDIANA_VAGUE = {  # finding → terms that leave it open
+    'Enlarged Cardiomediastinum': 'mediastinum; cardiac shadow',
+    'Cardiomegaly': 'cardiac shadow; heart',
+    'Pleural Other': 'thickening; pleura',
+}
+_INDIANA_SILENT = {'no indexing', 'technical quality of image unsatisfactory'}  # say nothing of a finding
+
+# %% ../nbs/data/datasets.ipynb #ac0f784d
+def indiana_labels(
+    cell: str,  # 'Opacity|Pulmonary Atelectasis', or with semicolons
+) -> dict[str, float]:
+    """Labels of one study: what people named and its parents 1, what a vague term leaves open NaN, others 0.
+
+    All are unknown where nobody has indexed the report.
+    """
+    names = {name.strip().lower() for name in re.split('[|;]', cell) if name.strip()} - _INDIANA_SILENT
+    if not names: return dict.fromkeys(FINDINGS, np.nan)
+    labels = {}
+    for finding in FINDINGS:
+        is_named = bool(names & set(_INDIANA[finding].split('; ')))
+        is_open = bool(names & set(_INDIANA_VAGUE.get(finding, '').split('; ')))
+        labels[finding] = 1. if is_named else np.nan if is_open else 0.
+    return with_parents(labels)
+
+# %% ../nbs/data/datasets.ipynb #f9ce4708
+def open_i_terms(
+    root: Path,
+) -> pd.Series:  # by study id: 'Opacity|Pulmonary Atelectasis'
+    "The terms by which people indexed each report of Open-i, in whichever package it comes."
+    if (root/'metadata.csv').is_file():
+        table = read_cells(root/'metadata.csv', ['study_id', 'findings']).drop_duplicates('study_id')
+        return table.set_index('study_id')['findings']
+    files = open_i_xml(root)
+    if not files:
+        table = read_cells(find_file(root, 'open_i', 'indiana_reports.csv'), ['uid', 'Problems'])
+        return table.set_index('open_i-CXR' + table['uid'])['Problems']
+    terms = {}
+    for report_id, tree in map_in_threads(parse_xml_report, files):
+        majors = [major.text or '' for major in tree.iter('major')]
+        terms[f'open_i-{report_id}'] = '|'.join(major.split('/')[0] for major in majors)
+    return pd.Series(terms, dtype=str)
+
+# %% ../nbs/data/datasets.ipynb #15120b11
+def with_people_labels(
+    manifest: pd.DataFrame,
+    terms: pd.Series,  # of `open_i_terms`
+) -> pd.DataFrame:
+    "A copy with the labels that people gave, all unknown where nobody did; their number is printed."
+    labels = map_unique(indiana_labels, manifest['study_id'].map(terms).fillna(''))
+    labelled = manifest.assign(**pd.DataFrame(list(labels), manifest.index))
+    unknown = labelled[list(FINDINGS)].isna().all(axis=1)
+    n_unknown = manifest['study_id'][unknown].nunique()
+    if n_unknown: print(f'{n_unknown} studies were indexed by nobody: their labels are unknown')
+    return labelled
+
+# %% ../nbs/data/datasets.ipynb #487825fa
+def open_i_of_table(
+    root: Path,
+    split: str | Path | None,  # a file with the split of each study; None: by a hash
+    marks: str,                # see `write_marks`
+) -> pd.DataFrame:
+    "The manifest of a package of Open-i that has a `metadata.csv`."
+    manifest = read_table(root/'metadata.csv', split=split, text_kind='report', marks=marks)
+    manifest = on_disk(manifest, 'open_i').reset_index(drop=True)
+    if not split:
+        manifest = split_by_patient(manifest)
+        check_split(manifest)
+    return manifest
+
+# %% ../nbs/data/datasets.ipynb #e4d14e2a
+def open_i_of_reports(
+    root: Path,
+    images: str | Path | None,  # folder of the PNG files; None: looked for under `root`
+    split: str | Path | None,   # a file with the split of each study; None: by a hash
+    marks: str,                 # see `write_marks`
+) -> pd.DataFrame:
+    "The manifest of a package of Open-i that has XML files or the pair of tables."
+    rows = open_i_rows(root)
+    found = images_by_name(images or root, '**/*.png')
+    usual_folder = images or root/'NLMCXR_png'
+    names = rows['image'] + '.png'
+    rows['path'] = [found.get(name) or f'{usual_folder}/{name}' for name in names]
+    rows['study_id'] = 'open_i-' + rows['study_id']
+    rows['patient_id'] = rows['study_id']
+    rows = on_disk(rows, 'open_i')
+    manifest = treat_marks(fill_labels(published(rows, 'open_i', alone=len(rows))), marks)
+    return with_split(manifest, split) if split else manifest
+
 # %% ../nbs/data/datasets.ipynb #c6d5f08a
 def open_i(
-    root: str | Path,                  # with `ecgen-radiology/*.xml`, or with the two tables
+    root: str | Path,                  # with `ecgen-radiology/*.xml`, the two tables, or `metadata.csv`
     images: str | Path | None = None,  # folder of the PNG files; None: looked for under `root`
+    split: str | Path | None = None,   # a file with the split of each study (`with_split`)
+    marks: str = 'leave',              # removed words (XXXX): leave, token or drop (`write_marks`)
+    labels: str = 'text',              # whose labels: text (`label_report`) or people (`indiana_labels`)
 ) -> pd.DataFrame:
     """Open-i, the chest X-ray collection of Indiana University.
 
@@ -439,23 +560,21 @@ def open_i(
         frontal and lateral.
     Access: open, by the National Library of Medicine; the files name CC BY-NC-ND 4.0.
     Labels: read from the reports by the rules of this project (`label_report`, measured against the
-        collection's own annotations in `report_text`).
-    Split: none is published: by a hash of the report's id. Patients are not published; each report
-        counts as a patient.
-    Text: English findings and impression; de-identified words stand as XXXX.
+        collection's own annotations in `report_text`), or those annotations (`labels='people'`).
+    Split: none is published: that of a file, else by a hash of the report's id. Patients are not
+        published; each report counts as a patient.
+    Text: English findings and impression; de-identified words stand as XXXX, or as `marks` says.
     Cite: Demner-Fushman et al., JAMIA 23:304, 2016.
     Tree: ecgen-radiology/1.xml · NLMCXR_png/CXR1_1_IM-0001-3001.png; or
-        indiana_{reports,projections}.csv · images_normalized/1_IM-0001-4001.dcm.png
+        indiana_{reports,projections}.csv · images_normalized/1_IM-0001-4001.dcm.png; or
+        metadata.csv · images/iu_1_IM-0001-3001.jpg (`text_kind` is `report`)
     """
-    rows = open_i_rows(Path(root))
-    found = images_by_name(images or root, '**/*.png')
-    usual_folder = images or Path(root)/'NLMCXR_png'
-    names = rows['image'] + '.png'
-    rows['path'] = [found.get(name) or f'{usual_folder}/{name}' for name in names]
-    rows['study_id'] = 'open_i-' + rows['study_id']
-    rows['patient_id'] = rows['study_id']
-    rows = on_disk(rows, 'open_i')
-    return fill_labels(published(rows, 'open_i', alone=len(rows)))
+    root = Path(root)
+    if labels not in ('text', 'people'):
+        raise UserError(f'no such labels of open_i: {labels}; choose text or people')
+    if (root/'metadata.csv').is_file(): manifest = open_i_of_table(root, split, marks)
+    else: manifest = open_i_of_reports(root, images, split, marks)
+    return manifest if labels == 'text' else with_people_labels(manifest, open_i_terms(root))
 
 # %% ../nbs/data/datasets.ipynb #4f1d2c31
 def nih_splits(
@@ -1020,12 +1139,17 @@ DATASETS = {reader.__name__: reader for reader in _READERS}
 # %% ../nbs/data/datasets.ipynb #47e8a188
 def read_data(
     path: str | Path,  # a table (manifest or CSV), or a folder of images or of DICOM files
+    **options,         # of `read_table`: split, text_kind, marks, columns
 ) -> pd.DataFrame:
-    "The manifest of whatever `path` is; a folder with a `manifest.csv` is that table."
+    "The manifest of whatever `path` is; a folder with a `manifest.csv` or `metadata.csv` is that table."
     path = Path(path)
     if not path.exists(): raise UserError(f'{path} does not exist: name a table or a folder')
-    if not path.is_dir(): return read_table(path)
-    if (path/'manifest.csv').is_file(): return read_table(path/'manifest.csv')
+    if not path.is_dir(): return read_table(path, **options)
+    for name in ('manifest.csv', 'metadata.csv'):
+        if (path/name).is_file(): return read_table(path/name, **options)
+    if options:
+        raise UserError(f'{path} is a folder without a table: {", ".join(options)} can be chosen '
+                        'for a table alone, so name one')
     files = sort_files(files_below(path))
     if files.pictures and files.dicom: return mixed_folder(path)
     return folder(path) if files.pictures else dicom_folder(path)

@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 
-from chexmix.audit import audit, correlation, frontal_similarity, NEAR, near_pairs, ODD, same_image
+from chexmix.audit import (
+    audit, correlation, frontal_similarity, lateral_look, NEAR, near_pairs, ODD, same_image, same_statements)
 from chexmix.data import perceptual_hash, read_table, scan, thumbnail, to_manifest
 from chexmix.report_text import FINDINGS
-from chexmix.phantom import write_phantoms
+from chexmix.phantom import make_phantom, write_phantoms
 from chexmix.radiograph import geometry
 
 SHARED = Path(__file__).parents[2]/'shared'
@@ -61,7 +62,7 @@ def test_planted_faults_are_found(phantoms, tmp_path):
     examples = found.table.example
     assert examples['inverted, by similarity to the others'] == manifest.study_id[57]
     assert {manifest.study_id[1], manifest.study_id[58]} == set(examples['… in several splits'].split(' = '))
-    tables = ['audit.csv', 'audit.png', 'images.csv', 'prevalence.csv', 'quarantine.csv']
+    tables = ['audit.csv', 'audit.png', 'images.csv', 'manifest.csv', 'prevalence.csv', 'quarantine.csv']
     assert sorted(p.name for p in (tmp_path/'out').iterdir()) == tables
     written = pd.read_csv(tmp_path/'out'/'quarantine.csv')
     assert [Path(path).name for path in written.path] == ['none.png', 'empty.dcm', 'cut.png']
@@ -69,6 +70,131 @@ def test_planted_faults_are_found(phantoms, tmp_path):
     assert Image.open(tmp_path/'out'/'audit.png').width > 500
     readable, quarantine = scan(manifest, 64)  # the run's own pass says the same
     assert quarantine.path.tolist() == written.path.tolist() and len(readable) == 57
+
+
+@pytest.fixture(scope='module')
+def two_views(tmp_path_factory):
+    "Thirty synthetic frontal images and thirty laterals of other patients, as a manifest."
+    folder, rows = tmp_path_factory.mktemp('views'), []
+    for k in range(60):
+        view = 'LATERAL' if k % 2 else 'PA'
+        image = make_phantom(5, k, 64, view=view).image
+        Image.fromarray((image * 255).astype(np.uint8)).save(folder/f'{k}.png')
+        rows.append(dict(
+            path=str(folder/f'{k}.png'), study_id=f's{k}', patient_id=f'p{k}', view=view,
+            split='train' if k < 40 else 'test', findings_text=f'Report number {k}.'))
+    return to_manifest(pd.DataFrame(rows), 'two views')
+
+
+def upside_down(pixels): return pixels[::-1, ::-1]
+
+
+def on_the_left(pixels): return np.rot90(pixels)
+
+
+def on_the_right(pixels): return np.rot90(pixels, 3)
+
+
+def negative(pixels): return 255 - pixels
+
+
+def framed(pixels):
+    "The image pressed into the upper part of a gray square, with black below."
+    square = np.full((128, 128), 200, np.uint8)
+    square[4:60, 8:120] = np.array(Image.fromarray(pixels).resize((112, 56)))
+    square[64:] = 0
+    return square
+
+
+VIEW_FAULTS = {  # what is done to frontal image 4 or lateral 5, and what finds it (None: nothing)
+    'nothing': (4, {}, None, None),
+    'upside down': (4, {}, upside_down, 'turned, by similarity to the others'),
+    'on the left side': (4, {}, on_the_left, 'turned, by similarity to the others'),
+    'on the right side': (4, {}, on_the_right, 'turned, by similarity to the others'),
+    'inverted': (4, {}, negative, 'inverted, by similarity to the others'),
+    'a frontal called lateral': (4, dict(view='LATERAL'), None, 'called lateral, looks frontal'),
+    'a lateral called frontal': (5, dict(view='PA'), None, 'called frontal, looks lateral'),
+    'a lateral without a view': (5, dict(view=''), None, 'of no named view, looks lateral'),
+    'a frontal without a view': (4, dict(view=''), None, None),
+}
+VIEW_CHECKS = {check for _, _, _, check in VIEW_FAULTS.values() if check}
+
+
+@pytest.mark.parametrize('name', VIEW_FAULTS)
+def test_each_fault_of_a_view_is_found_by_its_own_check(name, two_views, tmp_path):
+    row, change, alter, check = VIEW_FAULTS[name]
+    manifest = two_views.copy()
+    for column, value in change.items(): manifest.loc[row, column] = value
+    if alter:
+        pixels = np.ascontiguousarray(alter(np.array(Image.open(manifest.path[row]))))
+        Image.fromarray(pixels).save(tmp_path/'altered.png')
+        manifest.loc[row, 'path'] = str(tmp_path/'altered.png')
+    found = audit(manifest, workers=1).table
+    counts = found.found[sorted(VIEW_CHECKS)]
+    if alter: counts = counts.drop('called frontal, looks lateral')  # a turned one may, too
+    assert counts[counts > 0].to_dict() == ({check: 1} if check else {})
+    if check: assert found.example[check] == f's{row}'
+
+
+def test_a_narrow_image_in_a_frame_is_odd_and_not_inverted(two_views, tmp_path):
+    manifest = two_views.copy()
+    Image.fromarray(framed(np.array(Image.open(manifest.path[4])))).save(tmp_path/'framed.png')
+    manifest.loc[4, 'path'] = str(tmp_path/'framed.png')
+    result = audit(manifest, workers=1)
+    found = result.table
+    assert result.images.similarity[4] < 0
+    assert found.found['inverted, by similarity to the others'] == 0
+    assert found.found['turned, by similarity to the others'] == 0
+    assert 's4' in found.example[f'unlike a frontal chest (similarity < {ODD})']
+
+
+def test_too_few_patients_teach_no_view():
+    thumbs = [bytes(range(256))] * 60
+    views = pd.Series(['PA', 'LATERAL'] * 30)
+    assert np.isnan(lateral_look(thumbs, views, pd.Series(['p'] * 60))).all()
+    assert np.isnan(lateral_look(thumbs, pd.Series(['PA'] * 60), pd.Series(range(60)))).all()
+    assert lateral_look(thumbs, views, pd.Series(range(60))).round(2).tolist() == [.5] * 60
+
+
+REPORTS_OF_TWO = {  # two texts, and whether they say the same but for order, numbers and marks
+    'the same': ('Clear lungs.', 'Clear lungs.', True),
+    'order': ('Clear lungs. No effusion.', 'No effusion. Clear lungs.', True),
+    'numbers': ('1. Clear lungs. 2. No effusion.', 'Clear lungs. No effusion.', True),
+    'marks': ('Clear lungs XXXX.', 'Clear lungs.', True),
+    'capitals and stops': ('CLEAR LUNGS', 'Clear lungs!', True),
+    'a word': ('Clear lungs.', 'Clear left lung.', False),
+    'a denial': ('No effusion.', 'Effusion.', False),
+    'one more sentence': ('Clear lungs.', 'Clear lungs. No effusion.', False),
+}
+
+
+@pytest.mark.parametrize('name', REPORTS_OF_TWO)
+def test_nearly_the_same_reports(name):
+    one, other, same = REPORTS_OF_TWO[name]
+    assert (same_statements(one) == same_statements(f'FINDINGS: {other}')) == same
+
+
+def test_reports_and_views_of_studies_are_counted(two_views):
+    manifest = two_views.iloc[:6].copy()
+    manifest['study_id'] = ['a', 'a', 'b', 'c', 'd', 'e']
+    manifest['patient_id'] = manifest.study_id
+    manifest['findings_text'] = ['Clear.', 'Clear.', '1. CLEAR', 'Clear.', 'XXXX.', 'Large heart.']
+    manifest['split'] = ['train', 'train', 'test', 'test', 'test', 'test']
+    found = audit(manifest, workers=1).table.found
+    wanted = {
+        'studies without a frontal image': 2, 'studies without a report': 1,
+        'studies whose report another study has too': 2,
+        '… or has but for order, numbers and removed words': 3,
+        '… test studies whose report stands in training': 2}
+    assert found[list(wanted)].to_dict() == wanted
+
+
+def test_the_audited_studies_can_be_trained_on(two_views, tmp_path):
+    "The manifest that an audit leaves is the one it examined, with its split."
+    audit(two_views.assign(split=''), tmp_path/'out', workers=1)
+    again = read_table(tmp_path/'out'/'manifest.csv')
+    assert again.path.tolist() == two_views.path.tolist()
+    assert again['split'].isin(['train', 'valid', 'test']).all()
 
 
 def test_nothing_readable_is_a_result_too(tmp_path):
@@ -103,6 +229,23 @@ def test_few_images(n):
 def test_images_of_one_gray_do_not_break_it():
     assert correlation(np.ones((3, 16, 16)), np.arange(256.).reshape(16, 16)).tolist() == [0, 0, 0]
     assert len(perceptual_hash(thumbnail(np.zeros((64, 64), np.float32), geometry(300, 200, 64)))) == 32
+
+
+REAL_TREE = SHARED/'data'/'open_cxr2'
+
+
+@pytest.mark.skipif(not REAL_TREE.exists(), reason='real radiographs not here: shared/data/open_cxr2')
+def test_real_images_that_are_turned_or_inverted():
+    "Four hundred frontal images with the three that are turned and the one that is inverted."
+    table = pd.read_csv(REAL_TREE/'metadata.csv', dtype=str, keep_default_na=False)
+    known = table.path.str.contains('iu_1285_IM-0188-0001|iu_2146_IM-0766|iu_2280_IM-0867|nih_00017999')
+    some = table[(table['view'] != 'LATERAL') & ~known].iloc[::10][:400]
+    rows = pd.concat([some, table[known & (table['view'] != 'LATERAL')]])
+    rows = rows.assign(path=[str(REAL_TREE/path) for path in rows.path], findings_text='')
+    found = audit(to_manifest(rows, 'some')).table
+    turned, inverted = (f'{what}, by similarity to the others' for what in ('turned', 'inverted'))
+    assert found.found[[turned, inverted]].tolist() == [3, 1]
+    assert found.example[[turned, inverted]].tolist() == ['iu_1285, iu_2146, iu_2280', 'nih_00017999_000']
 
 
 missing = 'real radiographs not here: shared/data/open_cxr'

@@ -6,6 +6,7 @@ from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from chexmix.cli import main
+from chexmix.data import read_table
 from chexmix.phantom import make_phantom
 from conftest import root
 
@@ -425,6 +426,54 @@ def test_audit_says_what_is_wrong(tmp_path, capsys):
     found = pd.read_csv(tmp_path/'audit'/'audit.csv', index_col=0).found
     assert found['… in several splits'] == 2 and found['cannot be read'] == 1
     assert (tmp_path/'audit'/'audit.png').exists()
+
+
+def write_collection(folder):
+    "Four studies with reports by a split file, one with a caption; a word is removed from each report."
+    folder.mkdir()
+    rows = []
+    for k in range(5):
+        save_phantom(folder/f'{k}.png', 7, 3 * k)
+        kind = 'caption' if k == 4 else 'report'
+        rows.append(dict(path=f'{k}.png', study_id=f's{k}', patient_id=f'p{k}', text_kind=kind,
+                         findings_text=f'Lungs XXXX clear, {"abcde"[k]}.'))
+    pd.DataFrame(rows).to_csv(folder/'metadata.csv', index=False)
+    (folder/'split.csv').write_text('study_id,split\ns0,train\ns1,train\ns2,valid\ns3,test\n')
+
+
+def test_audit_of_a_collection_with_its_own_split(tmp_path, capsys):
+    "The options choose texts, split and removed words; what was audited is what is trained on."
+    root, out = tmp_path/'collection', tmp_path/'audit'
+    write_collection(root)
+    words = ['audit', str(root), '-o', str(out), '--text-kind', 'report', '--marks', 'drop']
+    assert main([*words, '--split', str(root/'split.csv')]) == 0
+    printed = capsys.readouterr().out
+    assert "1 images have no text of kind 'report'" in printed and 'train 2 images' in printed
+    assert f'--data {tmp_path}/audit/manifest.csv' in printed
+    manifest = read_table(tmp_path/'audit'/'manifest.csv')
+    assert manifest['split'].tolist() == ['train', 'train', 'valid', 'test']
+    assert manifest.findings_text[0] == 'Lungs clear, a.'
+
+
+WRONG_CHOICES = {  # options of the audit, and words of the one line that they end in
+    'a split file that is not there': ('--split {tmp}/none.csv', 'none.csv: No such file'),
+    'a split of other studies': ('--split {tmp}/other.csv', 'gives a split to no study of the table'),
+    'a kind that no text has': ('--text-kind letter', "no text_kind 'letter', only 4 report, 1 caption"),
+    'another policy': ('--marks keep', "invalid choice: 'keep'"),
+}
+
+
+@pytest.mark.parametrize('name', WRONG_CHOICES)
+def test_wrong_choices_for_an_audit(name, tmp_path, capsys):
+    options, words = WRONG_CHOICES[name]
+    write_collection(tmp_path/'collection')
+    (tmp_path/'other.csv').write_text('study_id,split\nx,train\n')
+    command = ['audit', str(tmp_path/'collection'), '-o', str(tmp_path/'audit')]
+    try: code = main([*command, *options.format(tmp=tmp_path).split()])
+    except SystemExit as e: code = e.code
+    error = capsys.readouterr().err
+    assert code != 0 and words in error
+    assert len(error.strip().splitlines()) == 1 and not (tmp_path/'audit').exists()
 
 
 def test_demo_on_a_table_named_from_here(tmp_path, monkeypatch, capsys):

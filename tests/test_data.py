@@ -357,6 +357,122 @@ def test_concatenate_refuses_what_is_in_both(column):
     assert '\n' not in str(error.value)
 
 
+# The split from a file, and the kinds of text
+
+COLLECTION = """study_id,patient_id,path,view,findings,text_kind,findings_text,impression_text
+s1,p1,1f.png,FRONTAL,Opacity,report,Clear XXXX lungs.,Normal.
+s1,p1,1l.png,LATERAL,Opacity,report,Clear XXXX lungs.,Normal.
+s2,p2,2f.png,FRONTAL,normal,report,XXXX.,XXXX XXXX.
+s3,p3,3l.png,LATERAL,normal,report,Large heart.,
+s4,p3,4f.png,FRONTAL,normal,report,No effusion.,
+s5,p5,5f.png,PA,,caption,An arrow.,
+s6,p6,6f.png,PA,Effusion,,,
+"""
+SPLIT_FILES = {  # the text of the file, and words of the error
+    'no study of the table':
+        ('study_id,split\nx,train\n', 'gives a split to no study of the table, whose first is s1'),
+    'no split at all': ('study_id,split\ns1,\n', 'gives a split to no study of the table'),
+    'a patient in two parts':
+        ('study_id,split\ns3,train\ns4,test\n', '1 patients are in more than one split, for example p3'),
+    'a study in two parts':
+        ('study_id,split\ns1,train\ns1,test\n', 'row 2: study s1 is in another part further up'),
+    'an unknown part': ('study_id,split\ns1,holdout\n', "row 1: split is 'holdout'"),
+    'a row without a study': ('study_id,split\ns1,train\n ,test\n', 'row 2: it has no study_id'),
+    'no column of splits': ('study_id,part\ns1,train\n', 'has no column split'),
+    'no column of studies': ('uid,split\n1,train\n', 'has no column study_id'),
+    'empty': ('', 'No columns'),
+    'no row': ('study_id,split\n', 'no rows'),
+    'no table': ('PK\x03\x04', 'an Excel or a packed file'),
+    'no file': (None, 'No such file'),
+}
+
+
+@pytest.fixture
+def collection(tmp_path):
+    (tmp_path/'metadata.csv').write_text(COLLECTION)
+    return tmp_path/'metadata.csv'
+
+
+@pytest.mark.parametrize('name', SPLIT_FILES)
+def test_a_bad_split_file_is_one_line_with_its_path(name, collection):
+    text, words = SPLIT_FILES[name]
+    path = collection.with_name('split.csv')
+    if text is not None: path.write_text(text)
+    with pytest.raises(UserError) as error: read_table(collection, split=path)
+    message = str(error.value)
+    assert str(path) in message and words in message and '\n' not in message
+
+
+def test_a_split_file_decides_alone_and_what_it_leaves_is_counted(collection, capsys):
+    split = collection.with_name('split.csv')
+    split.write_text('study_id,split\ns1,Training\ns2,val\ns1,train\ns3,test\ns4,test\ngone,test\n')
+    manifest = read_table(collection, split=split)
+    assert dict(zip(manifest.study_id, manifest['split'])) == dict(
+        s1='train', s2='valid', s3='test', s4='test')
+    assert manifest.index.tolist() == list(range(5))
+    said = capsys.readouterr().out
+    assert '1 of its 5 studies are not in the table, as gone' in said
+    assert '2 studies of the table have no split in it and are left out, as s5' in said
+    again = split_by_patient(manifest)
+    assert again['split'].tolist() == manifest['split'].tolist()
+
+
+def test_one_kind_of_text_is_chosen_and_the_others_are_counted(collection, capsys):
+    manifest = read_table(collection, text_kind='report')
+    assert manifest.study_id.tolist() == ['s1', 's1', 's2', 's3', 's4']
+    said = capsys.readouterr().out
+    assert "2 images have no text of kind 'report' and are left out: 1 caption, 1 without one" in said
+    assert 'its column findings is not read, because findings_text is there' in said
+    with pytest.raises(UserError, match="no text_kind 'letter', only 5 report, 1 caption, 1 without one"):
+        read_table(collection, text_kind='letter')
+    (collection.with_name('plain.csv')).write_text('path,text\na.png,clear\n')
+    with pytest.raises(UserError, match='has no column text_kind'):
+        read_table(collection.with_name('plain.csv'), text_kind='report')
+
+
+def test_a_row_number_counts_the_rows_of_the_file(collection):
+    text = COLLECTION.replace('FRONTAL,Opacity,report', 'FRONTAL,Opacity,note').replace('4f.png', '3l.png')
+    collection.write_text(text)
+    with pytest.raises(UserError, match='row 5: the image .*3l.png is there twice'):
+        read_table(collection, text_kind='report')
+
+
+MARKED = {  # policy → the texts of studies s1 and s2, as the model reads them
+    'leave': ('IMPRESSION: Normal. FINDINGS: Clear ___ lungs.', 'Clear XXXX lungs.'),
+    'token': ('IMPRESSION: Normal. FINDINGS: Clear ___ lungs.', 'Clear ___ lungs.'),
+    'drop': ('IMPRESSION: Normal. FINDINGS: Clear lungs.', 'Clear lungs.'),
+}
+
+
+@pytest.mark.parametrize('marks', MARKED)
+def test_removed_words_follow_the_policy(marks, collection, capsys):
+    manifest = read_table(collection, marks=marks)
+    model_reads, findings = MARKED[marks]
+    assert report_text(manifest.iloc[0]) == model_reads
+    assert manifest.findings_text[0] == findings
+    assert report_text(manifest.iloc[2]) == ''  # nothing but marks
+    assert '2 images have no text and teach images only' in capsys.readouterr().out
+
+
+def test_another_policy_for_removed_words_is_refused(collection):
+    with pytest.raises(UserError, match='no such policy for removed words: keep; choose leave, token, drop'):
+        read_table(collection, marks='keep')
+
+
+def test_reports_of_marks_alone_and_studies_without_a_frontal_image_are_counted(collection, capsys):
+    read_table(collection, text_kind='report')
+    said = capsys.readouterr().out
+    assert '1 images have no text and teach images only: 1 only marks' in said
+    assert '1 studies have no frontal image, for example s3' in said
+
+
+def test_both_views_of_a_study_have_its_report_and_no_other_does(collection):
+    manifest = read_table(collection)
+    reports = manifest.groupby('study_id')['findings_text'].unique()
+    assert reports.map(len).eq(1).all() and reports.explode().is_unique
+    assert manifest.loc[manifest.study_id == 's1', 'view'].tolist() == ['FRONTAL', 'LATERAL']
+
+
 # Splits
 
 def test_split_is_stable_and_disjoint():

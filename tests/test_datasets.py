@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,12 @@ from chexmix.core import UserError
 from chexmix.data import (
     check_split, concatenate, fill_labels, MANIFEST_COLUMNS, read_table, scan, split_by_patient,
     to_parquet)
-from chexmix.datasets import DATASETS, PAGES, read_data
+from chexmix.datasets import DATASETS, indiana_labels, open_i, PAGES, read_data
 from chexmix.report_text import FINDINGS
 
 SHARED = Path(__file__).parents[2]/'shared'
 REPORTS = SHARED/'data'/'iu_reports'
+REAL_TREE = SHARED/'data'/'open_cxr2'
 PIXELS = np.add.outer(np.arange(40), np.arange(32)).astype(np.uint8)
 
 
@@ -205,6 +207,7 @@ def open_i_report(uid, findings, impression, images):
     return ''.join([
         '<?xml version="1.0" encoding="utf-8"?>\n',
         f'<eCitation><meta type="rr"/><uId id="{uid}"/>',
+        '<MeSH><major>Pleural Effusion/left/small</major><major>Thickening</major></MeSH>',
         '<MedlineCitation><Article><Abstract>',
         '<AbstractText Label="COMPARISON">None.</AbstractText>',
         f'<AbstractText Label="FINDINGS">{findings}</AbstractText>',
@@ -231,7 +234,7 @@ def build_open_i_tables(parent):
     tables = {
         'indiana_reports.csv': lines(
             'uid,MeSH,Problems,image,indication,comparison,findings,impression',
-            '1,x,x,,,,Small left pleural effusion.,',
+            '1,Pleural Effusion/left;Thickening,Pleural Effusion;Thickening,,,,Small left pleural effusion.,',
             '2,normal,normal,,,,,Normal chest.'),
         'indiana_projections.csv': lines(
             'uid,filename,projection',
@@ -245,6 +248,21 @@ def build_open_i_tables(parent):
         'images/images_normalized/2_IM-0652-1001.dcm.png': PNG,
     }
     return (write_tree(parent, tables | images),)
+
+
+ONE_TABLE = lines(
+    'study_id,patient_id,path,view,sex,age,findings,text,source,text_kind,findings_text,impression_text',
+    'iu_1,iu_1,images/iu_1_f.jpg,FRONTAL,,,TERMS,,IU,report,Small left pleural effusion.,',
+    'iu_1,iu_1,images/iu_1_l.jpg,LATERAL,,,TERMS,,IU,report,Small left pleural effusion.,',
+    'iu_2,iu_2,images/iu_2_f.jpg,FRONTAL,,,normal,,IU,report,,Normal chest.',
+    'roco_7,roco_7,images/roco_7.jpg,PA,,,Pneumonia,An arrow.,ROCO,caption,,',
+    'nih_8,nih_8,images/nih_8.jpg,PA,,,Effusion|Mass,,NIH,,,').replace('TERMS', 'Pleural Effusion|Thickening')
+
+
+def build_open_i_table(parent):
+    images = ('iu_1_f', 'iu_1_l', 'iu_2_f', 'roco_7', 'nih_8')
+    files = {'metadata.csv': ONE_TABLE} | {f'images/{name}.jpg': PNG for name in images}
+    return (write_tree(parent, files),)
 
 
 def build_nih(parent):
@@ -433,6 +451,16 @@ COLLECTIONS = {
         unknown=(0, 'Fracture')),
     'open_i, tables': Collection(
         build_open_i_tables,
+        n_images=3,
+        n_studies=2,
+        texts=[
+            'FINDINGS: Small left pleural effusion.',
+            'FINDINGS: Small left pleural effusion.',
+            'IMPRESSION: Normal chest.'],
+        known=(0, 'Pleural Effusion', 1),
+        unknown=(0, 'Fracture')),
+    'open_i, one table': Collection(
+        build_open_i_table,
         n_images=3,
         n_studies=2,
         texts=[
@@ -916,6 +944,108 @@ def test_read_data_knows_tables_and_folders(tmp_path, capsys):
     read_data(images).to_csv(images/'manifest.csv', index=False)
     assert len(read_data(images)) == 3
     assert 'manifest.csv: 3 images' in capsys.readouterr().out
+
+
+def test_read_data_takes_the_table_of_a_folder_before_its_images(tmp_path):
+    "A folder `images` beside a table is no patient."
+    root, = build_open_i_table(tmp_path)
+    manifest = read_data(root, text_kind='report')
+    assert manifest.patient_id.tolist() == ['iu_1', 'iu_1', 'iu_2']
+    images, = build_folder(tmp_path/'pictures')
+    with pytest.raises(UserError, match='is a folder without a table: split, marks can be chosen'):
+        read_data(images, split='split.csv', marks='drop')
+
+
+# Open-i: people's labels, the split from a file, two views of a study
+
+OPEN_I = [name for name in COLLECTIONS if data_set_of(name) == 'open_i']
+
+
+@pytest.mark.parametrize('name', OPEN_I)
+def test_labels_of_people_are_kept_beside_those_of_the_text(name, tmp_path):
+    root, = COLLECTIONS[name].build(tmp_path)
+    by_text, by_people = open_i(root), open_i(root, labels='people')
+    labels = list(FINDINGS)
+    pd.testing.assert_frame_equal(by_people.drop(columns=labels), by_text.drop(columns=labels))
+    first = by_people.iloc[0]
+    assert first['Pleural Effusion'] == 1 and first['Fracture'] == 0
+    assert np.isnan(first['Pleural Other'])  # a thickening of what?
+    assert np.isnan(by_text['Fracture'][0])
+    with pytest.raises(UserError, match='no such labels of open_i: mine; choose text or people'):
+        open_i(root, labels='mine')
+
+
+TERMS = {  # a cell of terms, what is present, what is unknown (None: all)
+    'normal': ('normal', {'No Finding'}, set()),
+    'parents': ('Pulmonary Atelectasis', {'Atelectasis', 'Lung Opacity'}, set()),
+    'a comma in a term': ('Fractures, Bone|Catheters, Indwelling', {'Fracture', 'Support Devices'}, set()),
+    'semicolons': ('Nodule;Opacity', {'Lung Opacity', 'Lung Lesion'}, set()),
+    'vague': ('Cardiac Shadow', set(), {'Cardiomegaly', 'Enlarged Cardiomediastinum'}),
+    'vague and named': (
+        'Heart|Cardiomegaly', {'Cardiomegaly', 'Enlarged Cardiomediastinum'}, set()),
+    'no finding of ours': ('Calcified Granuloma|Spine', set(), set()),
+    'indexed by nobody': ('No Indexing', set(), None),
+    'a bad image': ('Technical Quality of Image Unsatisfactory ', set(), None),
+    'empty': ('', set(), None),
+}
+
+
+@pytest.mark.parametrize('name', TERMS)
+def test_terms_of_people_become_labels(name):
+    cell, present, unknown = TERMS[name]
+    labels = indiana_labels(cell)
+    assert {finding for finding in FINDINGS if labels[finding] == 1} == present
+    missing = {finding for finding in FINDINGS if np.isnan(labels[finding])}
+    assert missing == (set(FINDINGS) if unknown is None else unknown)
+
+
+def test_studies_that_nobody_indexed_are_counted(tmp_path, capsys):
+    root, = build_open_i_table(tmp_path)
+    (root/'metadata.csv').write_text(ONE_TABLE.replace('normal', 'No Indexing'))
+    manifest = open_i(root, labels='people')
+    assert manifest.loc[2, list(FINDINGS)].isna().all()
+    assert '1 studies were indexed by nobody' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', OPEN_I)
+def test_open_i_takes_its_split_from_a_file(name, tmp_path, capsys):
+    root, = COLLECTIONS[name].build(tmp_path)
+    first, last = open_i(root).study_id.iloc[[0, -1]]
+    split = root/'split.csv'
+    split.write_text(f'study_id,split\n{first},valid\n{last},test\nelsewhere,train\n')
+    manifest = open_i(root, split=split, marks='drop')
+    assert manifest['split'].tolist() == ['valid', 'valid', 'test']
+    assert '1 of its 3 studies are not in the table, as elsewhere' in capsys.readouterr().out
+
+
+def test_a_study_whose_frontal_image_is_missing_is_counted(tmp_path, capsys):
+    root, = build_open_i_table(tmp_path)
+    (root/'images'/'iu_1_f.jpg').unlink()
+    manifest = open_i(root)
+    said = capsys.readouterr().out
+    assert manifest['view'].tolist() == ['LATERAL', 'FRONTAL']
+    assert '1 of 3 images are not on this disk and left out' in said
+    assert '1 studies lost their frontal images, for example iu_1' in said
+    readable, _ = scan(read_table(root/'metadata.csv', text_kind='report'), 32)
+    assert len(readable) == 2
+    assert '1 studies lost their frontal images, for example iu_1' in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not REAL_TREE.exists(), reason='real images not here: shared/data/open_cxr2')
+def test_the_real_tree_by_the_split_of_the_papers(capsys):
+    manifest = open_i(REAL_TREE, split=REAL_TREE/'iu_split.csv', marks='token')
+    said = capsys.readouterr().out
+    studies = manifest.drop_duplicates('study_id')
+    assert studies['split'].value_counts().to_dict() == {'train': 1657, 'test': 486, 'valid': 241}
+    assert '721 studies of the table have no split in it and are left out' in said
+    reports = manifest[['findings_text', 'impression_text']].agg(' '.join, axis=1)
+    assert reports.groupby(manifest.study_id).nunique().eq(1).all()
+    assert not reports.str.contains('XXXX').any() and reports.str.contains('___').any()
+    given = pd.read_csv(REAL_TREE/'metadata.csv', dtype=str, keep_default_na=False).set_index('path')
+    own = given.loc[[f'images/{Path(path).name}' for path in manifest.path], 'impression_text']
+    written = [re.findall('[a-z]+', text.replace('XXXX', '').lower()) for text in own]
+    read = [re.findall('[a-z]+', text.lower()) for text in manifest.impression_text]
+    assert np.mean([mine == theirs for mine, theirs in zip(read, written)]) > .995
 
 
 @pytest.mark.skipif(not REPORTS.exists(), reason='real reports not here: shared/data/iu_reports')

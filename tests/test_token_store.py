@@ -1,12 +1,15 @@
 "The token store under kills: it holds every study once."
 import os, signal, subprocess, sys, time
 
-import pytest
+import numpy as np, pandas as pd, pytest
+from PIL import Image
 
 from chexmix.core import open_run, read_json, UserError
 from chexmix.data import read_table
+from chexmix.phantom import make_phantom
 from chexmix.processor import Processor
-from chexmix.token_store import open_store, write_token_store
+from chexmix.report_text import report_text
+from chexmix.token_store import encode_studies, open_store, write_token_store
 
 WRITE_IN_TWO_PROCESSES = '''
 from pathlib import Path
@@ -44,3 +47,35 @@ def test_killed_store_holds_every_study_once(tiny_run, tmp_path):
     (folder/'info.json').unlink()
     with pytest.raises(UserError, match='part_size=6, not 7'):
         write_token_store(folder, processor, manifest, settings, part_size=7)
+
+
+def write_two_views(folder):
+    "Six synthetic studies with a frontal and a lateral image, in the layout of `metadata.csv`."
+    rows = []
+    for k in range(6):
+        for view in ('PA', 'LATERAL'):
+            study = make_phantom(9, k, 64, view=view)
+            name = f'images/iu_{k}_{view}.png'
+            (folder/name).parent.mkdir(exist_ok=True)
+            Image.fromarray((study.image * 255).astype(np.uint8)).save(folder/name)
+            rows.append(dict(study_id=f'iu_{k}', patient_id=f'iu_{k}', path=name, view=view,
+                             findings='normal', text_kind='report',
+                             findings_text=f'XXXX {study.findings_text}',
+                             impression_text=study.impression_text))
+    pd.DataFrame(rows).sample(frac=1, random_state=0).to_csv(folder/'metadata.csv', index=False)
+
+
+def test_both_views_of_a_study_carry_its_report_and_no_other(tiny_run, tmp_path):
+    "One row an image, in any order of the table: its text is its own study's, its codes are its own image's."
+    write_two_views(tmp_path)
+    manifest = read_table(tmp_path/'metadata.csv', text_kind='report', marks='drop')
+    processor = Processor.from_pretrained(tiny_run/'processor')
+    store = encode_studies(manifest, processor, 200)
+    assert store['path'][:] == manifest.path.tolist()
+    for row in store:
+        study = make_phantom(9, int(row['study_id'].removeprefix('iu_')), 64, with_image=False)
+        own = dict(findings_text=study.findings_text, impression_text=study.impression_text)
+        assert row['text'] == report_text(own)
+        assert row['path'].endswith(f"{row['study_id']}_{row['view']}.png")
+        codes = processor.encode_images(processor.read([row['path']]))[0]
+        assert row['codes'] == codes.tolist()
