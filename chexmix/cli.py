@@ -561,13 +561,12 @@ DEMO = (  # notebooks of a step with their own parameters, seconds expected at p
 
 # %% ../nbs/14_cli.ipynb #4bd1f46e
 def time_left(
-    spent: float,  # seconds for the finished steps
-    done: int,     # how many of `DEMO` are finished
+    spent: float,    # seconds of this call
+    taken: float,    # seconds that were expected for the steps it has executed
+    missing: float,  # seconds that are expected for the others
 ) -> float:
-    "Seconds that the rest of the demo will take, by what was expected and how long the finished steps took."
-    expected = [seconds for _, seconds in DEMO]
-    pace = spent / sum(expected[:done]) if done else 1.
-    return pace * sum(expected[done:])
+    "Seconds that the rest of the demo will take, by what was expected and how fast this call has been."
+    return missing * (spent / taken if taken else 1.)
 
 # %% ../nbs/14_cli.ipynb #e51bf22b
 class Lines:
@@ -646,7 +645,8 @@ def run_notebooks(
     source, begin = Path(args.notebooks), time.monotonic()
     data = str(Path(args.data).resolve()) if args.data else ''  # notebooks run in a folder of their own
     making = {'preset': args.preset, 'data': data, 'seed': args.seed}
-    for i, (notebooks, _) in enumerate(DEMO):
+    taken = 0
+    for i, (notebooks, seconds) in enumerate(DEMO):
         tasks = []
         for name, own in notebooks.items():
             if data and name == 'inference/first_look': continue  # that shows synthetic studies
@@ -656,10 +656,13 @@ def run_notebooks(
             tasks.append((source/f'{name}.ipynb', target, {'run': str(folder), **shared, **values}))
         if not tasks: continue
         titles = ', '.join(target.stem for _, target, _ in tasks)
-        spent = time.monotonic() - begin
-        times = f'{spent / 60:.1f} min so far, about {time_left(spent, i) / 60:.0f} min left'
-        print(f'[{i + 1}/{len(DEMO)}] {titles} · {times}', flush=True)
-        side_by_side([task for task in tasks if not task[1].exists()])
+        spent, missing = time.monotonic() - begin, sum(expected for _, expected in DEMO[i:])
+        left = time_left(spent, taken, missing)
+        print(f'[{i + 1}/{len(DEMO)}] {titles} · {spent / 60:.1f} min so far, about {left / 60:.0f} min left',
+              flush=True)
+        tasks = [task for task in tasks if not task[1].exists()]
+        if tasks: taken += seconds
+        side_by_side(tasks)
 
 # %% ../nbs/14_cli.ipynb #4b9d0f05
 def demo(args) -> int:

@@ -328,7 +328,8 @@ def check_seal(folder: Path):
         path = folder/name
         if path.exists() and file_hash(path) == expected: continue
         fault = 'damaged: its content is not what was written' if path.exists() else 'missing'
-        raise UserError(f'{path} is {fault}; copy it again, or make it anew')
+        raise UserError(f'{path} is {fault}; copy it again, or make it anew '
+                        f'(if you meant this change, remove {folder}/hashes.json)')
 
 # %% ../nbs/00_core.ipynb #339d04f6
 @contextmanager

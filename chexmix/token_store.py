@@ -214,7 +214,7 @@ def split_rows(
     Raises `UserError` for a negative number.
     """
     if most < 0: raise UserError(f'most must be 0 (all studies) or more, not {most}')
-    rows = [i for i, name in enumerate(studies['split']) if name == split]
+    rows = [i for i, name in enumerate(studies['split'][:]) if name == split]
     if most and len(rows) > most:
         shuffled = torch.randperm(len(rows), generator=rng(seed, 'studies', split))
         rows = sorted(rows[i] for i in shuffled[:most].tolist())
