@@ -63,21 +63,29 @@ def undisturbed_demo(folder: Path, log: Path) -> dict[int, float]:
     return {step: end - begin for (step, begin), end in zip(begun.items(), ends)}
 
 
+def kill_on_the_way(folder: Path, log: Path, seconds: dict[int, float], choice, most: int) -> tuple[int, str]:
+    "How often a demo was killed, up to three times in each of its steps, and the last line of one that failed."
+    hits = 0
+    for step in sorted(3 * list(seconds)):
+        if hits == most: break
+        at = step, choice.uniform(0, .8 * seconds[step])
+        code = run_demo(folder, log, at, whole_group=hits % 2 == 0)
+        if code is not None: return hits, last_line(log) if code else ''
+        hits += 1
+    return hits, last_line(log) if run_demo(folder, log) else ''
+
+
 def kill_demo(place: Path, kills: int, seed: int) -> Trials:
-    "One demo, killed again and again on its way, in each of its steps, against an undisturbed one."
+    "Demos that are killed again and again on their way, against an undisturbed one."
     trials, choice, log = Trials('SIGKILL: demo'), random.Random(f'demo {seed}'), place/'log'
     place.mkdir(parents=True)
-    seconds, hits = undisturbed_demo(place/'undisturbed', log), 0
-    for k in range(kills):
-        step = 1 + k * len(seconds) // kills
-        code = run_demo(place/'killed', log, (step, choice.uniform(0, seconds[step])), whole_group=k % 2 == 0)
-        if code: break
-        hits += code is None
-    code = code or run_demo(place/'killed', log)
-    fault = f'exit code {code}: {last_line(log)}' if code else None
-    if not fault and demo_values(place/'killed') != demo_values(place/'undisturbed'):
-        fault = 'another result than undisturbed'
-    for _ in range(hits): trials.add(fault)
+    seconds = undisturbed_demo(place/'undisturbed', log)
+    while trials.tried < kills:
+        folder = place/f'killed{trials.tried}'
+        hits, fault = kill_on_the_way(folder, log, seconds, choice, kills - trials.tried)
+        if not fault and demo_values(folder) != demo_values(place/'undisturbed'):
+            fault = 'another result than undisturbed'
+        for _ in range(max(hits, bool(fault))): trials.add(fault or None)
     return trials
 
 
