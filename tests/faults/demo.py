@@ -64,7 +64,7 @@ def undisturbed_demo(folder: Path, log: Path) -> dict[int, float]:
 
 
 def kill_on_the_way(folder: Path, log: Path, seconds: dict[int, float], choice, most: int) -> tuple[int, str]:
-    "How often a demo was killed, up to three times in each of its steps, and the last line of one that failed."
+    "How often a demo was killed, up to three times in each step, and the last line of one that failed."
     hits = 0
     for step in sorted(3 * list(seconds)):
         if hits == most: break
