@@ -626,6 +626,7 @@ class Profile(Callback):
         self.profiler.start()
 
     def write(self, profiler):
+        if self.learn.process_group.rank: return
         with atomic(self.path) as part: profiler.export_chrome_trace(str(part))
 
     def after_batch(self): self.profiler.step()
