@@ -551,12 +551,12 @@ DEMO = (  # notebooks of a step with their own parameters, seconds expected at p
     ({'03_tokenizer': {}}, 245),
     ({'05_pretrain': {'stage': 1}}, 190),
     ({'05_pretrain': {'stage': 2}}, 125),
-    ({'06_classify': {'most': 600, 'asked': 24, 'samples': 0},  # side by side
-      '07_inpaint': {'most': 48, 'classifier_steps': 150, 'classifier_most': 200},
-      '08_report': {'most': 80},
-      '09_retrieve': {},
-      'inference/first_look': {'model': 'of the run'}}, 200),
-    ({'10_baselines': {'most': 600, 'inpaint_most': 48, 'report_most': 80}}, 80),
+    ({'10_baselines': {'most': 400, 'inpaint_most': 40, 'report_most': 64},  # side by side, the longest first
+      '06_classify': {'most': 400, 'asked': 16, 'samples': 0},
+      '08_report': {'most': 64, 'guidances': [2]},
+      '09_retrieve': {'pairs': 28},
+      '07_inpaint': {'most': 40, 'by_classifier': False},
+      'inference/first_look': {'model': 'of the run'}}, 225),
     ({'11_results': {}}, 30))
 
 # %% ../nbs/14_cli.ipynb #4bd1f46e
