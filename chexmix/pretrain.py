@@ -44,7 +44,7 @@ from .model import (
     causal_loss, ChexmixForCausalLM, from_text_model, init_from_codebook, is_text, mask_tokens, new_model,
     put_text_first, sample_mask_ratios, select_targets, study_masks, target_weights)
 from .phantom import in_processes, make_phantom, study_row, STUDIES_PER_BLOCK
-from .plots import mask_to_pixels, save_figure
+from .plots import label_lines, mask_to_pixels, PALETTE, save_figure
 from .processor import collate, Processor
 from .report_text import report_text
 from .token_store import open_store, split_rows
@@ -1231,16 +1231,18 @@ def plot_log(
     path: Path | None = None,  # the picture is also written there
 ):
     "Losses and grounding gap over steps."
-    fig, axes = plt.subplots(1, 3, figsize=(9, 2), dpi=80, layout='constrained')
+    fig, axes = plt.subplots(1, 3, figsize=(10, 2.2), dpi=80, layout='constrained')
     for ax, part in zip(axes, ('image', 'text')):
-        ax.plot(log.step, log[part], label='training')
-        ax.set(title=f'{part} loss (nats an id)', xlabel='step')
-        if f'valid_{part}' in log:
-            ax.plot(log.step, log[f'valid_{part}'], label='validation')
-            ax.legend()
-    if 'valid_grounding_gap' in log: axes[2].plot(log.step, log.valid_grounding_gap)
-    axes[2].axhline(0, color='gray', lw=.5)
-    axes[2].set(title='grounding gap (nats an id)', xlabel='step')
+        ax.plot(log.step, log[part], PALETTE['rest'], label='training')
+        valid = log.get(f'valid_{part}')
+        if valid is not None: ax.plot(log.step, valid, PALETTE['stage1'], label='validation')
+        ax.set(title=f'{part} loss (nats an id)')
+    if 'valid_grounding_gap' in log: axes[2].plot(log.step, log.valid_grounding_gap, PALETTE['stage1'])
+    axes[2].axhline(0, color=PALETTE['rest'], lw=.5)
+    axes[2].set(title='grounding gap (nats an id)')
+    for ax in axes:
+        ax.set_xlabel('step')
+        label_lines(ax)
     save_figure(fig, path, dpi=110)
     return fig
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURES_SHARE', 'LM_FIELDS', 'TOKEN_FILES', 'write_manifest', 'prepare_data', 'TokenizerTraining', 'TokenizerLoss',
-           'flat_features', 'restart_unused', 'start_at_centres', 'CodebookUpdates', 'plot_columns', 'write_log',
+           'flat_features', 'restart_unused', 'start_at_centres', 'CodebookUpdates', 'plot_tokenizer_log', 'write_log',
            'reconstruct', 'LogReconstructions', 'training_images', 'watched_psnr', 'codebook_updates',
            'tokenizer_callbacks', 'new_tokenizer_training', 'perceptual_network', 'tokenizer_fit_settings',
            'check_not_empty', 'fit_image_tokenizer', 'train_image_tokenizer', 'training_texts', 'byte_level_bpe',
@@ -13,7 +13,7 @@ __all__ = ['FEATURES_SHARE', 'LM_FIELDS', 'TOKEN_FILES', 'write_manifest', 'prep
            'prepare_run', 'check_shared', 'share_tokens']
 
 # %% ../nbs/03_tokenizer.ipynb #c6e7bc93
-import math, os, shutil
+import os, shutil
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from .core import (
 from .data import check_split, read_table, scan, split_by_patient
 from .metrics import bootstrap_interval, code_usage, psnr, weighted_mean
 from .phantom import write_phantoms
-from .plots import plot_images
+from .plots import label_lines, PALETTE, plot_images, save_figure
 from .processor import network_input, Processor, SPECIALS, to_unit_range
 from .radiograph import read_images
 from .records import content_hash, Record, save_records
@@ -215,19 +215,22 @@ def after_batch(self: CodebookUpdates):
     memory['used'].zero_()
 
 # %% ../nbs/03_tokenizer.ipynb #7ad96f8a
-def plot_columns(
+def plot_tokenizer_log(
     log: pd.DataFrame,  # one row for each `step` that was logged
 ):
-    "A figure with one small curve for each column of a training log."
-    columns = [column for column in log if column != 'step']
-    n_rows = math.ceil(len(columns) / 4)
-    fig, axes = plt.subplots(
-        n_rows, 4, figsize=(10, 1.8 * n_rows), dpi=80, layout='constrained', squeeze=False)
-    for ax in axes.flat[len(columns):]: ax.axis('off')
-    for ax, column in zip(axes.flat, columns):
-        ax.plot(log.step, log[column])
-        ax.set_title(column, fontsize=10)
-        ax.tick_params(labelsize=9)
+    "Parts of the loss, PSNR, and perplexity of the codes over steps."
+    fig, axes = plt.subplots(1, 3, figsize=(10, 2.4), dpi=80, layout='constrained')
+    others = ['step', 'lr', 'loss', 'valid_psnr', 'used', 'perplexity']
+    for part in log.columns.difference(others, sort=False):
+        axes[0].plot(log.step, log[part].where(log[part] > 0), label=part)
+    axes[0].set(title='parts of the loss', yscale='log')
+    titles = dict(valid_psnr='PSNR on validation patients, dB', perplexity='perplexity of the codes')
+    for ax, (column, title) in zip(axes[1:], titles.items()):
+        if column in log: ax.plot(log.step, log[column], PALETTE['stage1'])
+        ax.set_title(title)
+    for ax in axes:
+        ax.set_xlabel('step')
+        label_lines(ax)
     return fig
 
 # %% ../nbs/03_tokenizer.ipynb #ccaef79d
@@ -239,8 +242,8 @@ def write_log(
     "Write a training log as `logs/<name>.csv`, and its curves as `figures/<name>_curves.png`."
     for place in ('logs', 'figures'): remove_leftovers(folder/place)
     with atomic(folder/'logs'/f'{name}.csv') as path: log.to_csv(path, index=False)
-    fig = plot_columns(log)
-    with atomic(folder/'figures'/f'{name}_curves.png') as path: fig.savefig(path, format='png')
+    fig = plot_tokenizer_log(log)
+    save_figure(fig, folder/'figures'/f'{name}_curves.png', dpi=110)
     plt.close(fig)
 
 # %% ../nbs/03_tokenizer.ipynb #43212c91
