@@ -18,7 +18,7 @@ from .classify import Cohort, model_features, score_system
 from .core import progress, read_json, Settings, UserError, write_json
 from .inpaint import MaskedStudies, score_inpaint
 from .pretrain import load_model, pretrain
-from .plots import save_figure
+from .plots import label_lines, PALETTE, save_figure
 from .records import content_hash, read_records, Record
 from .report import score_report, write_reports
 
@@ -202,17 +202,18 @@ def plot_curves(ax, table: pd.DataFrame, column: str):
     titles = {'default': 'stage 1, then 2'}
     for variant, part in table.groupby('variant', sort=False):
         means = part.groupby('steps')[column].mean()
-        line, = ax.plot(means, label=titles.get(variant, variant))
+        color = PALETTE['stage2' if variant == 'default' else 'stage1']
+        line, = ax.plot(means, color=color, label=titles.get(variant, variant))
         ax.plot(part.steps, part[column], 'o', ms=3, color=line.get_color())
 
 # %% ../nbs/compare/ablation.ipynb #5e79fe40
 def plot_references(ax, table: pd.DataFrame, beside: list[Record]):
     "What an AUROC is compared with: layer 0 of the default, and the models in `beside`."
-    default = table[table.variant == 'default']
-    ax.plot(default.groupby('steps')['AUROC 0%, layer 0'].mean(), ':', label='its layer 0')
+    default, grey = table[table.variant == 'default'], PALETTE['rest']
+    ax.plot(default.groupby('steps')['AUROC 0%, layer 0'].mean(), ':', color=grey, label='its layer 0')
+    first, last = table.steps.min(), table.steps.max()
     for r, style in zip(beside, ('--', '-.')):
-        ax.axhline(r.value, color='gray', lw=.7, ls=style, label=r.model)
-    ax.legend(fontsize=6)
+        ax.plot([first, last], [r.value] * 2, style, color=grey, label=r.model)
 
 # %% ../nbs/compare/ablation.ipynb #081ad7bb
 def plot_budget(
@@ -220,19 +221,20 @@ def plot_budget(
     beside: list[Record],      # AUROC macro of what needs no language model
     path: Path | None = None,  # also written there
 ):
-    "Curves over the steps of both stages together: mean over seeds, and each seed as a point."
-    measured = ('AUROC 0%', 'inpainting PSNR 50%', 'image dependence', 'gap')
-    columns = [column for column in measured if column in table]
-    size = 2.9 * len(columns), 2.6
-    fig, axes = plt.subplots(1, len(columns), figsize=size, dpi=100, layout='constrained')
-    for ax, column in zip(axes, columns):
+    "Curves over the steps of each stage: mean over seeds, and each seed as a point."
+    titles = {
+        'AUROC 0%': 'AUROC, whole image', 'inpainting PSNR 50%': 'PSNR of hidden halves, dB',
+        'image dependence': 'image dependence of reports', 'gap': 'grounding gap, nats an id'}
+    columns = [column for column in titles if column in table]
+    fig, axes = plt.subplots(2, 2, figsize=(9, 5), dpi=80, layout='constrained')
+    for ax in axes.flat[len(columns):]: ax.axis('off')
+    for ax, column in zip(axes.flat, columns):
         plot_curves(ax, table, column)
         if column == 'AUROC 0%': plot_references(ax, table, beside)
-        ax.set(xlabel='steps of each stage', xscale='log')
-        ax.set_title(column, fontsize=9)
+        ax.set(title=titles[column], xlabel='steps of each stage', xscale='log')
         ax.set_xticks(table.steps.unique(), table.steps.unique())
         ax.minorticks_off()
-        ax.tick_params(labelsize=7)
+        label_lines(ax)
     save_figure(fig, path, 110)
     return fig
 

@@ -18,11 +18,12 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch, torch.nn.func
 
 from .anatomy import Exam, sample_exam
 from .classify import Cohort, sweep, test_records
-from .core import atomic, progress, UserError
+from .core import progress, UserError
 from .data import read_table, split_by_patient
 from .finding_classifier import finding_logits, train_finding_classifier
 from .pathology import sample_findings
 from .phantom import make_phantom, write_phantoms
+from .plots import label_lines, PALETTE, save_figure
 from .radiograph import read_images
 from .records import Record
 from .report_text import FINDINGS, label_report, resolve_uncertain, with_parents
@@ -318,12 +319,12 @@ def realism_records(
             record_without_interval('phantoms', metric, unshared_levels(drawn, real), len(drawn), seed)]
 
 # %% ../nbs/compare/phantom_realism.ipynb #bf3c14d1
-def plot_spectrum(ax: plt.Axes, images: torch.Tensor, name: str):
+def plot_spectrum(ax: plt.Axes, images: torch.Tensor, name: str, color: str):
     "The radial spectrum of images: median as a line, the middle 80% of the images as a band."
     frequency, power = radial_spectrum(images)
     low, middle, high = np.percentile(power, (10, 50, 90), axis=0)
-    ax.fill_between(frequency, low, high, alpha=.2)
-    ax.loglog(frequency, middle, label=name)
+    ax.fill_between(frequency, low, high, alpha=.2, color=color)
+    ax.loglog(frequency, middle, color=color, label=name)
 
 # %% ../nbs/compare/phantom_realism.ipynb #934985ff
 def plot_realism(
@@ -333,14 +334,13 @@ def plot_realism(
 ):
     "Histogram of grey levels and radial spectrum of phantoms and radiographs."
     fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.7), dpi=75, layout='constrained')
-    for name, images in (('phantoms', drawn), ('real', real)):
-        left.stairs(*np.histogram(images.numpy(), 32, (0, 1), density=True), label=name)
-        plot_spectrum(right, images, name)
+    for name, images, color in (('phantoms', drawn, PALETTE['stage1']), ('real', real, PALETTE['rest'])):
+        left.stairs(*np.histogram(images.numpy(), 32, (0, 1), density=True), color=color)
+        plot_spectrum(right, images, name, color)
     left.set(xlabel='grey level', ylabel='density')
     right.set(xlabel='cycles an image', ylabel='power')
-    right.legend(fontsize=8)
-    if path:
-        with atomic(path) as part: fig.savefig(part, format='png', dpi=110)
+    label_lines(right)
+    save_figure(fig, path, dpi=110)
     return fig
 
 # %% ../nbs/compare/phantom_realism.ipynb #c19f9bf3
@@ -355,7 +355,7 @@ def plot_spectra_of_size(ax: plt.Axes, records: list[Record], size: int):
         color = SPECTRUM_COLORS.get(r.model, '#777777')
         ax.loglog(np.arange(1, size // 2), 10**np.array(log_power), style, color=color, label=r.model)
     ax.set(title=f'{size} × {size} pixels', xlabel='cycles an image', ylabel='power')
-    ax.legend(fontsize=9)
+    label_lines(ax)
 
 # %% ../nbs/compare/phantom_realism.ipynb #3d5c3322
 def plot_spectra(records: list[Record]):
