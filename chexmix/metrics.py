@@ -22,7 +22,7 @@ from .core import UserError
 # %% ../nbs/foundations/metrics.ipynb #b0529b06
 @dataclass(frozen=True)
 class ConfidenceInterval:
-    "A value with its 95% bootstrap interval; NaN bounds where no resample has a value."
+    "A value with its bootstrap interval, of 95% unless said; NaN bounds where no resample has a value."
     value: float
     low: float
     high: float
@@ -46,10 +46,12 @@ def patient_weights(
 def percentile_interval(
     value: float,
     sample: np.ndarray,  # (R,) the value in each resample
+    level: float = .95,  # share of the resamples within the interval
 ) -> ConfidenceInterval:
-    "A value with the 2.5th and the 97.5th percentile of its resamples."
+    "A value with two percentiles of its resamples, by default the 2.5th and the 97.5th."
     if not np.isfinite(sample).any(): return ConfidenceInterval(value, math.nan, math.nan)
-    low, high = np.nanpercentile(sample, [2.5, 97.5])
+    tail = round(50 * (1 - level), 6)  # percent
+    low, high = np.nanpercentile(sample, [tail, 100 - tail])
     return ConfidenceInterval(value, float(low), float(high))
 
 # %% ../nbs/foundations/metrics.ipynb #47668dec
@@ -77,12 +79,14 @@ def seed_shares(
     n_seeds: int,            # of training
     n_resamples: int = 1000,
     seed: int = 0,
+    level: float = .95,      # of the interval that is asked for
 ) -> np.ndarray:             # (R, S), each row sums to 1
     "Share of each training seed in each resample of the seeds, spread as Student's t asks for few seeds."
     if n_seeds == 1: return np.ones((n_resamples, 1))
     even = np.full(n_seeds, 1 / n_seeds)
     drawn = np.random.default_rng([seed, n_seeds]).multinomial(n_seeds, even, size=n_resamples) / n_seeds
-    quantiles = stats.t.ppf(.975, n_seeds - 1) / stats.norm.ppf(.975)
+    tail = (1 + level) / 2
+    quantiles = stats.t.ppf(tail, n_seeds - 1) / stats.norm.ppf(tail)
     return even + math.sqrt(n_seeds / (n_seeds - 1)) * quantiles * (drawn - even)
 
 # %% ../nbs/foundations/metrics.ipynb #f48c512f
@@ -101,8 +105,9 @@ def paired_interval(
     patients,    # (n,) patient of each study
     n_resamples: int = 1000,
     seed: int = 0,
+    level: float = .95,  # of the interval
 ) -> ConfidenceInterval:
-    """One system minus the other on the same studies: mean over seeds, 95% interval over patients and seeds.
+    """One system minus the other on the same studies: mean over seeds, interval over patients and seeds.
 
     Raises `UserError` where the systems have different numbers of seeds.
     """
@@ -113,9 +118,9 @@ def paired_interval(
         pairs = [exact_difference(a(weights), b(weights)) for a, b in zip(one, other)]
         return np.stack(pairs, 1)
     sample = difference(patient_weights(patients, n_resamples, seed))  # (R, S)
-    shares = seed_shares(len(one), n_resamples, seed)
+    shares = seed_shares(len(one), n_resamples, seed, level)
     value = float(difference(np.ones((1, len(patients)))).mean())
-    return percentile_interval(value, (sample * shares).sum(1))
+    return percentile_interval(value, (sample * shares).sum(1), level)
 
 # %% ../nbs/foundations/metrics.ipynb #0142d8cd
 def paired_verdict(
