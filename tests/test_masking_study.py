@@ -1,0 +1,64 @@
+"The primary endpoint of the protocol: readings, pairing, verdict, and scores that are kept."
+from dataclasses import replace
+
+import numpy as np, pytest
+
+from chexmix.core import UserError
+from chexmix.masking_study import best_readings, kept_scores, masking_difference, masking_verdict
+from chexmix.metrics import ConfidenceInterval
+from chexmix.records import StudyValues
+
+RATIOS = (.5, .75, .9)
+
+
+def branch(name, noise, seed=0, valid=.7, reading='mask id', n=200):
+    "Scores of two findings: the labels and some noise."
+    g = np.random.default_rng(seed)
+    labels = (np.arange(2 * n).reshape(n, 2) % 3 == 0).astype(float)
+    ids = [f's-{i}' for i in range(n)]
+    kept = []
+    for ratio in RATIOS:
+        values = dict(labels=labels, scores=labels + g.normal(scale=noise, size=labels.shape))
+        detail = dict(by='probe', ratio=ratio, reading=reading, valid=valid)
+        kept.append(StudyValues('masking study', name, ids, ids, values, detail))
+    return kept
+
+
+def test_the_reading_is_chosen_on_validation_studies():
+    worse_on_valid = branch('b', noise=.1, valid=.6, reading='filled first')
+    best = best_readings(branch('b', noise=3) + worse_on_valid, 'probe')
+    assert [kept.detail['reading'] for kept in best.values()] == ['mask id'] * 3
+    assert list(best) == list(RATIOS)
+    assert best_readings(worse_on_valid, 'asking') == {}
+
+
+def test_a_clear_difference_is_found_and_its_sign_is_that_of_the_first_branch():
+    clear = [branch('masked', .8, seed) for seed in range(3)]
+    noisy = [branch('unmasked', 2, seed + 10) for seed in range(3)]
+    difference = masking_difference(clear, noisy, 'probe')
+    assert difference.low > 0 and masking_verdict(difference) == 'masking helps'
+    assert masking_verdict(masking_difference(noisy, clear, 'probe')) == 'masking does not help by as much as matters'
+
+
+def test_branches_of_different_studies_are_refused():
+    other = [replace(kept, study_ids=kept.study_ids[::-1]) for kept in branch('unmasked', 1)]
+    with pytest.raises(UserError, match='different studies: evaluate both on the same'):
+        masking_difference([branch('masked', 1)], [other], 'probe')
+
+
+@pytest.mark.parametrize('interval, verdict', [
+    ((.010, .001, .02), 'masking helps'),
+    ((.009, .001, .02), 'masking helps by less than matters'),
+    ((-.01, -.02, .0099), 'masking does not help by as much as matters'),
+    ((.000, -.01, .010), 'undecided')])
+def test_each_line_of_the_protocol_has_its_verdict(interval, verdict):
+    assert masking_verdict(ConfidenceInterval(*interval)) == verdict
+
+
+def test_scores_of_other_conditions_are_made_anew(tmp_path):
+    calls = []
+    def evaluate():
+        calls.append(1)
+        return branch('b', 1)
+    for weights in 'aab': kept_scores(tmp_path, 'b', [weights], evaluate)
+    assert len(calls) == 2
