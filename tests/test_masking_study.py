@@ -37,7 +37,8 @@ def test_a_clear_difference_is_found_and_its_sign_is_that_of_the_first_branch():
     noisy = [branch('unmasked', 2, seed + 10) for seed in range(3)]
     difference = masking_difference(clear, noisy, 'probe')
     assert difference.low > 0 and masking_verdict(difference) == 'masking helps'
-    assert masking_verdict(masking_difference(noisy, clear, 'probe')) == 'masking does not help by as much as matters'
+    turned = masking_difference(noisy, clear, 'probe')
+    assert masking_verdict(turned) == 'masking does not help by as much as matters'
 
 
 def test_branches_of_different_studies_are_refused():
