@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['LEVEL', 'study_groups', 'detectable_findings', 'both_readings', 'valid_auroc', 'study_scores', 'probe_branch',
            'asked_statements', 'likelihood_in_parts', 'ask_branch', 'kept_scores', 'branch_scores', 'best_readings',
-           'mean_auroc', 'masking_difference', 'masking_verdict', 'branch_records', 'difference_record']
+           'mean_auroc', 'masking_difference', 'masking_verdict', 'auroc_statistic', 'ratio_differences',
+           'plot_differences', 'branch_records', 'difference_record']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from datasets import Dataset
 
 from .baselines import codebook_features
@@ -23,9 +24,10 @@ from .inpaint import fill_in_batches
 from .metrics import (
     bootstrap_interval, ConfidenceInterval, macro, paired_interval, weighted_auroc)
 from .model import ChexmixForCausalLM, fingerprint, study_masks
+from .plots import label_lines, PALETTE, save_figure
 from .pretrain import load_model
 from .processor import Processor
-from .records import read_study_values, Record, save_study_values, StudyValues
+from .records import paired_record, read_study_values, Record, save_study_values, StudyValues
 from .report_text import FINDINGS, PARENTS
 from .token_store import split_rows
 from .tokenizer import open_studies
@@ -277,6 +279,54 @@ def masking_verdict(
         return 'masking helps' if difference.value >= least else 'masking helps by less than matters'
     if difference.high < least: return 'masking does not help by as much as matters'
     return 'undecided'
+
+# %% ../nbs/compare/masking_study.ipynb #7a86e2a0
+def auroc_statistic(kept: StudyValues, metric: str):
+    "Macro AUROC of kept scores as a statistic; None for another metric."
+    if metric != 'AUROC macro': return None
+    return macro(weighted_auroc, kept.values['labels'], kept.values['scores'])
+
+# %% ../nbs/compare/masking_study.ipynb #f1b6e613
+def ratio_differences(
+    masked: list[list[StudyValues]],    # of the branch with masks, for each seed of training
+    unmasked: list[list[StudyValues]],  # of the branch without
+    by: str,        # probe or asking
+    seed: int = 0,  # of the bootstrap
+) -> list[Record]:
+    "Masked minus unmasked at each ratio, with a 95% interval; `each` holds the difference of each seed."
+    chosen = [[best_readings(kept, by) for kept in branch] for branch in (masked, unmasked)]
+    records = []
+    for ratio in chosen[0][0]:
+        one, other = ([best[ratio] for best in branch] for branch in chosen)
+        pairs = [paired_record([a], [b], 'AUROC macro', auroc_statistic, seed) for a, b in zip(one, other)]
+        of_all = paired_record(one, other, 'AUROC macro', auroc_statistic, seed)
+        detail = dict(by=by, ratio=ratio, minus=other[0].model, seeds=len(one), each=[r.value for r in pairs])
+        records.append(replace(of_all, detail=detail))
+    return records
+
+# %% ../nbs/compare/masking_study.ipynb #5e67419a
+def plot_differences(
+    records: list[Record],     # from `ratio_differences`, of both ways
+    path: Path | None = None,  # the picture is also written there
+):
+    "The difference over the hidden share: a line for each way, a dot for each seed."
+    fig, ax = plt.subplots(figsize=(6, 3), dpi=100, layout='constrained')
+    ax.axhspan(-.01, .01, color=PALETTE['rest'], alpha=.15, lw=0)
+    colors = {'probe': PALETTE['best baseline'], 'asking': PALETTE['stage2']}
+    for shift, (by, color) in zip((-.4, .4), colors.items()):
+        rows = [r for r in records if r.detail['by'] == by]
+        if not rows: continue
+        x, values = [100 * r.detail['ratio'] + shift for r in rows], [r.value for r in rows]
+        ax.plot(x, values, color=color, label=f'by {by}')
+        ax.vlines(x, [r.low for r in rows], [r.high for r in rows], color=color)
+        for place, r in zip(x, rows):
+            each = r.detail['each']
+            ax.plot([place] * len(each), each, 'o', ms=4, color=color, label='_')
+    ax.axhline(0, color=PALETTE['rest'], lw=.8)
+    ax.set(xlabel='share of the codes that is hidden, %', ylabel='AUROC, masked − unmasked')
+    label_lines(ax)
+    save_figure(fig, path)
+    return fig
 
 # %% ../nbs/compare/masking_study.ipynb #62d7ba34
 def branch_records(
