@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CLINICAL', 'EXTERNAL_METRICS', 'READINGS', 'LEADING', 'with_report', 'report_studies', 'write_reports',
            'masked_readings', 'write_report', 'affirmed', 'named_findings', 'affirmed_names', 'own_and_other',
-           'f1_statistics', 'report_values', 'text_statistics', 'report_statistics', 'report_record',
-           'check_report_lists', 'score_values', 'score_report', 'finding_counts', 'finding_records', 'medoid',
-           'constant_report', 'best_constant_set', 'best_constant_report', 'unique_ids', 'write_reports_jsonl',
-           'parse_report', 'read_reports_jsonl', 'radgraph_f1', 'chexbert_f1', 'green', 'run_adapter',
-           'external_records', 'choose_examples', 'save_thumbnails', 'example_texts', 'save_examples',
+           'f1_statistics', 'plain_word_values', 'report_values', 'text_statistics', 'report_statistics',
+           'report_record', 'check_report_lists', 'score_values', 'score_report', 'finding_counts', 'finding_records',
+           'medoid', 'constant_report', 'best_constant_set', 'best_constant_report', 'unique_ids',
+           'write_reports_jsonl', 'parse_report', 'read_reports_jsonl', 'radgraph_f1', 'chexbert_f1', 'green',
+           'run_adapter', 'external_records', 'choose_examples', 'save_thumbnails', 'example_texts', 'save_examples',
            'compare_findings', 'finding_marks', 'thumbnail_html', 'text_html', 'example_card', 'example_cards',
            'reading_lines', 'plot_reading', 'plot_report_ratios', 'plot_finding_bars', 'plot_report_findings',
            'reports_at_ratios', 'readings_at_ratios', 'reports_file', 'report_detail', 'keep_reports', 'report_files',
@@ -35,7 +35,8 @@ from .core import atomic, progress, UserError, write_json
 from .generate import generate_reports
 from .inpaint import fill_in_batches, hide_pixels, training_averages
 from .metrics import (
-    bleu, bleu_counts, bootstrap_interval, ConfidenceInterval, f1, f1_other_patients, rouge_l, weighted_mean)
+    bleu, bleu_counts, bootstrap_interval, cider_d, ConfidenceInterval, f1, f1_other_patients, plain_words,
+    rouge_l, weighted_mean)
 from .model import ChexmixForCausalLM, study_masks
 from .plots import (
     cover_cells, label_lines, model_color, RIGHT_COLOR, save_figure, save_png, WRONG_COLOR)
@@ -166,6 +167,16 @@ def f1_statistics(
         'label F1 macro': f1(predicted, true, macro=True),
         'label F1 micro, other patients': other}
 
+# %% ../nbs/08_report.ipynb #471f8320
+def plain_word_values(
+    predictions: list[str],
+    references: list[str],
+) -> dict[str, np.ndarray]:  # name → (n, …)
+    "What BLEU and CIDEr-D need of plain words, as papers on report generation compare them."
+    plain = [[plain_words(text) for text in side] for side in (predictions, references)]
+    counts = bleu_counts(*plain, tokens='none').astype(np.int32)
+    return {'BLEU counts, plain words': counts, 'CIDEr-D': cider_d(*plain)}
+
 # %% ../nbs/08_report.ipynb #e185354b
 def report_values(
     predictions: list[str],
@@ -177,16 +188,23 @@ def report_values(
         'true': named_findings(references),
         'BLEU counts': bleu_counts(predictions, references).astype(np.int32),
         'ROUGE-L': rouge_l(predictions, references),
+        **plain_word_values(predictions, references),
         'mean words': np.array([len(text.split()) for text in predictions]),
         'distinct text': np.unique(predictions, return_inverse=True)[1]}
 
 # %% ../nbs/08_report.ipynb #ea185ff8
 def text_statistics(values: dict) -> dict:  # metric → statistic for `bootstrap_interval`
-    "Statistics of the words: BLEU, ROUGE-L and the mean length; none where there are no words."
+    "Statistics of the words: BLEU, ROUGE-L, CIDEr-D and the mean length; none where there are no words."
     if 'BLEU counts' not in values: return {}
+    plain = {}
+    if 'CIDEr-D' in values:  # values of earlier versions have none
+        counts = values['BLEU counts, plain words'].astype(float)
+        plain = {f'BLEU-{k}, plain words': bleu(counts, k) for k in (1, 2, 3, 4)}
+        plain['CIDEr-D'] = weighted_mean(values['CIDEr-D'])
     return {
         **{f'BLEU-{k}': bleu(values['BLEU counts'].astype(float), k) for k in (1, 2, 3, 4)},
         'ROUGE-L': weighted_mean(values['ROUGE-L']),
+        **plain,
         'mean words': weighted_mean(values['mean words'])}
 
 # %% ../nbs/08_report.ipynb #ad0b5c18

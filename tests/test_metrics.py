@@ -6,8 +6,8 @@ import pytest
 
 from chexmix.core import UserError
 from chexmix.metrics import (
-    bootstrap_interval, f1, macro, paired_interval, paired_verdict, patient_weights, seed_shares,
-    weighted_auroc, weighted_mean)
+    bootstrap_interval, cider_d, f1, macro, paired_interval, paired_verdict, patient_weights, plain_words,
+    seed_shares, weighted_auroc, weighted_mean)
 
 
 def test_equal_systems_differ_by_nothing():
@@ -62,3 +62,12 @@ def test_seeds_that_cannot_be_paired_are_an_error():
 def test_undefined_metrics_give_no_verdict():
     nothing = f1(np.zeros((4, 2), bool), np.zeros((4, 2), bool))
     assert paired_verdict(paired_interval([nothing], [nothing], range(4))) == 'no interval'
+
+
+def test_plain_words_and_cider_know_empty_and_equal_reports():
+    texts = ['1. Heart size normal. 2. No effusion.', 'Large left effusion, no pneumothorax.', '', '...']
+    plain = [plain_words(text) for text in texts]
+    assert plain == ['heart size normal . no effusion .', 'large left effusion no pneumothorax .', '', '']
+    scores = cider_d(plain, plain)
+    assert scores[:2].min() > 9.9 and (scores[2:] == 0).all()  # nothing has nothing in common with itself
+    assert cider_d(plain[:1], plain[:1])[0] == 0  # of a single reference no word is rare
