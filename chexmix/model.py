@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['MODEL_FILE', 'MODEL_CLASSES', 'VOCABULARY', 'OWN_FIELDS', 'is_text', 'put_text_first', 'share_score_in_spans',
            'choose_masked', 'mask_scores', 'mask_tokens', 'lookup', 'sample_mask_ratios', 'study_masks',
-           'select_targets', 'is_text_target', 'target_weights', 'token_losses', 'attention_inputs', 'causal_loss',
-           'rotary_share', 'ChexmixConfig', 'ids_since_start', 'in_same_image', 'bidirectional_mask', 'ChexmixModel',
-           'may_follow', 'StudyGrammar', 'apply_guidance', 'guided_logits', 'ImageGuidance', 'study_generation',
-           'check_loading', 'ChexmixForCausalLM', 'check_prompt', 'new_config', 'new_model', 'fingerprint',
-           'image_rows', 'load_text_model', 'copy_text_model', 'from_text_model', 'init_from_codebook', 'evaluating',
-           'image_prompt']
+           'select_targets', 'is_text_target', 'target_weights', 'logits_at_once', 'head_logits', 'token_losses',
+           'attention_inputs', 'causal_loss', 'rotary_share', 'ChexmixConfig', 'ids_since_start', 'in_same_image',
+           'bidirectional_mask', 'ChexmixModel', 'may_follow', 'StudyGrammar', 'apply_guidance', 'guided_logits',
+           'ImageGuidance', 'study_generation', 'check_loading', 'ChexmixForCausalLM', 'check_prompt', 'new_config',
+           'new_model', 'fingerprint', 'image_rows', 'load_text_model', 'copy_text_model', 'from_text_model',
+           'init_from_codebook', 'evaluating', 'image_prompt']
 
 # %% ../nbs/04_model.ipynb #16af2629
 import hashlib, itertools, math
@@ -189,19 +189,37 @@ def target_weights(
     weights = weights.masked_fill(is_text_target(targets, layout), text)
     return weights.masked_fill(targets == -100, 0)
 
+# %% ../nbs/04_model.ipynb #f04738ab
+def logits_at_once(device: torch.device) -> int:
+    "How many logits are held at a time: 2²⁵ (128 MB in float32), on a GPU one for 256 of its bytes."
+    if device.type != 'cuda': return 2**25
+    return max(2**25, torch.cuda.get_device_properties(device).total_memory // 256)
+
+# %% ../nbs/04_model.ipynb #461e8eb0
+def head_logits(
+    head: torch.nn.Linear,  # (D → ids)
+    states: torch.Tensor,   # (N, D)
+) -> torch.Tensor:          # (N, ids) float32
+    "Logits of the last layer's states; under autocast, gradients of several calls add up in float32."
+    device = states.device.type
+    if not torch.is_autocast_enabled(device): return head(states).float()
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        bias = None if head.bias is None else head.bias.to(dtype)
+        return F.linear(states.to(dtype), head.weight.to(dtype), bias).float()
+
 # %% ../nbs/04_model.ipynb #22862258
 def token_losses(
     model: PhiForCausalLM,
     hidden_states: torch.Tensor,  # (N, D), last layer
     targets: torch.Tensor,        # (N,) ids
-    max_logits: int = 2**25,      # numbers in memory at once (128 MB in float32)
+    max_logits: int = 0,          # numbers in memory at once; 0 = `logits_at_once`
 ) -> torch.Tensor:  # (N,) float32
     "Negative log-likelihood of each target, without the full logits in memory."
     def losses(states, ids):
-        logits = model.lm_head(states).float()
-        return F.cross_entropy(logits, ids, reduction='none')
+        return F.cross_entropy(head_logits(model.lm_head, states), ids, reduction='none')
 
-    rows = max(1, max_logits // model.config.vocab_size)
+    rows = max(1, (max_logits or logits_at_once(targets.device)) // model.config.vocab_size)
     if len(targets) <= rows: return losses(hidden_states, targets)
     chunks = zip(hidden_states.split(rows), targets.split(rows))
     options = dict(use_reentrant=False, preserve_rng_state=False)
@@ -226,7 +244,7 @@ def causal_loss(
     attention_mask: torch.Tensor | None = None,  # (B, T); None = padded right, if at all
     image_weight: float = 1., # of a code's loss in the total
     text_weight: float = 1.,  # of the loss of text and closing `I_s`
-    max_logits: int = 2**25,  # see `token_losses`
+    max_logits: int = 0,      # see `token_losses`
     total: float | torch.Tensor | None = None,  # the divisor; None = the weights of this batch
 ) -> tuple[torch.Tensor, dict]:
     "Weighted mean loss, and the plain means over image and over text (NaN where there is none)."

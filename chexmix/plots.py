@@ -54,6 +54,7 @@ def label_lines(
 ):
     "Write each line's label at its right end, in its colour. Call it when the axes are complete."
     lines = [line for line in ax.get_lines() if not line.get_label().startswith('_')]
+    lines = [line for line in lines if np.isfinite(line.get_xydata()).all(1).any()]  # others are not drawn
     ax.spines[['top', 'right']].set_visible(False)  # a frame would cross the labels
     ax.figure.draw_without_rendering()  # the layout fixes the height of the axes
     ends, heights = [], []
