@@ -9,11 +9,11 @@ from __future__ import annotations
 __all__ = ['TABLE_ENDINGS', 'WRITERS', 'images_below', 'images_of_table', 'images_of', 'find_images', 'bytes_an_image',
            'images_at_once', 'file_state', 'is_outdated', 'open_journal', 'plain_cells', 'write_text_table',
            'write_json_lines', 'check_output', 'protect_inputs', 'odd_name', 'read_some', 'Job', 'read_noted',
-           'read_ahead', 'answers', 'can_read', 'crashing_files', 'save_quarantine', 'finish', 'append_rows',
-           'side_files', 'rows_of_files', 'process_files', 'classify_job', 'ask_job', 'decode_report', 'report_job',
-           'report_files', 'check_layers', 'embed_job', 'embed_files', 'picture_places', 'inpainting_row',
-           'inpaint_job', 'inpaint_files', 'read_lines', 'read_text_column', 'read_texts', 'likelihood_score',
-           'embedding_score', 'text_scores', 'encode_texts', 'best_reports', 'retrieve_job', 'retrieve_files']
+           'answers', 'can_read', 'crashing_files', 'save_quarantine', 'finish', 'append_rows', 'side_files',
+           'rows_of_files', 'process_files', 'classify_job', 'ask_job', 'decode_report', 'report_job', 'report_files',
+           'check_layers', 'embed_job', 'embed_files', 'picture_places', 'inpainting_row', 'inpaint_job',
+           'inpaint_files', 'read_lines', 'read_text_column', 'read_texts', 'likelihood_score', 'embedding_score',
+           'text_scores', 'encode_texts', 'best_reports', 'retrieve_job', 'retrieve_files']
 
 # %% ../nbs/inference/batch_inference.ipynb #4692f8e3
 import hashlib, json, os, re
@@ -32,7 +32,7 @@ from .core import atomic, is_unicode, memory_errors, only_writer, progress, User
 from .embeddings import embed, embed_texts, image_means
 from .generate import generate_reports, score_texts, text_log_likelihood
 from .model import fingerprint, study_masks
-from .processor import Processor
+from .processor import Processor, read_ahead
 from .radiograph import read_radiograph
 from .released import NoTextTokenizer
 
@@ -236,19 +236,6 @@ def read_noted(
     found = read_some(processor, paths)
     if note: note.unlink()
     return found
-
-# %% ../nbs/inference/batch_inference.ipynb #d934d09f
-def read_ahead(
-    read: Callable,  # number → anything
-    n: int,          # at least 1
-) -> Iterator:
-    "Yield what `read` returns for 0 … n-1; the next is read while the last is used."
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read, 0)
-        for step in range(n):
-            ready = coming.result()
-            if step + 1 < n: coming = reader.submit(read, step + 1)
-            yield ready
 
 # %% ../nbs/inference/batch_inference.ipynb #42751511
 def answers(

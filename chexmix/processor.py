@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SPECIALS', 'ORDERS', 'Processor', 'PROCESSOR_FILE', 'PROCESSOR_CLASSES', 'OPTIONAL', 'OWN_KEYS', 'PROCESSOR_PARTS',
            'HUB_OPTIONS', 'image_ids', 'sequence', 'collate', 'check_layout', 'list_images', 'ChexmixImageProcessor',
-           'network_input', 'ChexmixProcessor', 'load_text_tokenizer', 'local_folder', 'images_per_pass',
+           'network_input', 'ChexmixProcessor', 'load_text_tokenizer', 'local_folder', 'images_per_pass', 'read_ahead',
            'to_unit_range', 'list_texts', 'as_tensors', 'pad_to', 'split_study']
 
 # %% ../nbs/tokenizer/processor.ipynb #ba62e0ab
 import copy, os, re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -295,6 +296,36 @@ def encode_images(
         x = network_input(part.to(device), config.in_channels)
         codes.append(self.image_tokenizer.encode(x).flatten(1).cpu())  # (b, h·w)
     return torch.cat(codes)
+
+# %% ../nbs/tokenizer/processor.ipynb #d934d09f
+def read_ahead(
+    read: Callable,  # number → anything
+    n: int,          # at least 1
+) -> Iterator:
+    "Yield what `read` returns for 0 … n-1; the next is read while the last is used."
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read, 0)
+        for step in range(n):
+            ready = coming.result()
+            if step + 1 < n: coming = reader.submit(read, step + 1)
+            yield ready
+
+# %% ../nbs/tokenizer/processor.ipynb #c7e7316b
+@patch
+def encode_files(
+    self: ChexmixProcessor,
+    paths,           # of B radiographs, see `list_images`
+    least: int = 32, # images that are read side by side, where a pass of the network takes fewer
+) -> torch.Tensor:   # (B, h·w) on the CPU
+    "Codes of radiographs, as `encode_images` gives them; the next block is read while one is encoded."
+    paths = list_images(paths)
+    device = next(self.image_tokenizer.parameters()).device
+    at_once = images_per_pass(self.image_tokenizer.config, device)
+    block = at_once * -(-least // at_once)  # complete passes
+
+    def read(k): return self.read(paths[k * block:(k + 1) * block])
+    n_blocks = -(-len(paths) // block)
+    return torch.cat([self.encode_images(images) for images in read_ahead(read, n_blocks)])
 
 # %% ../nbs/tokenizer/processor.ipynb #9646eb47
 def to_unit_range(

@@ -54,7 +54,7 @@ def encode_studies(
     "Rows of the token store (`store_features`)."
     texts = [report_text(row) for _, row in rows.iterrows()]
     ids = [processor.text_tokenizer.encode(text) for text in texts]
-    codes = processor.encode_images(processor.read(rows.path))  # (B, h·w)
+    codes = processor.encode_files(rows.path)  # (B, h·w)
     columns = {name: rows[name].astype(str).tolist() for name in STUDY_COLUMNS}
     columns |= dict(
         text=texts,

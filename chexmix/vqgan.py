@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['VQConfig', 'vq_config', 'norm', 'ResnetBlock', 'AttnBlock', 'Downsample', 'Upsample', 'Middle', 'Level', 'Encoder',
-           'Decoder', 'nearest', 'VectorQuantizer', 'VQModel', 'check_keys', 'load_strictly']
+           'Decoder', 'nearest', 'VectorQuantizer', 'full_float32', 'VQModel', 'check_keys', 'load_strictly']
 
 # %% ../nbs/tokenizer/vqgan.ipynb #8bc2a657
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -210,6 +211,24 @@ class VectorQuantizer(nn.Module):
             if self.legacy: loss = commitment + self.beta * codebook
             return z + (quantized - z).detach(), loss, codes
 
+# %% ../nbs/tokenizer/vqgan.ipynb #572acf49
+@contextmanager
+def full_float32(
+    device: torch.device,  # where the network computes
+):
+    "Within it products are in float32: no TF32, no bfloat16, no autocast, no algorithm found by trial."
+    backends, cudnn = torch.backends, torch.backends.cudnn
+    kinds = backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
+    precisions = [kind.fp32_precision for kind in kinds]
+    choices = cudnn.benchmark, cudnn.deterministic
+    try:
+        for kind in kinds: kind.fp32_precision = 'ieee'
+        cudnn.benchmark, cudnn.deterministic = False, True
+        with torch.autocast(device.type, enabled=False): yield
+    finally:
+        for kind, precision in zip(kinds, precisions): kind.fp32_precision = precision
+        cudnn.benchmark, cudnn.deterministic = choices
+
 # %% ../nbs/tokenizer/vqgan.ipynb #57949b21
 class VQModel(nn.Module):
     "Image tokenizer; parameters named as in taming-transformers."
@@ -225,12 +244,13 @@ class VQModel(nn.Module):
     def features(self, x): return self.quant_conv(self.encoder(x))  # (B, C, H, W) → (B, D, h, w)
 
     def encode(self, x):
-        "Codes (B, h, w) of images (B, C, H, W) in [-1, 1]."
-        return self.quantize.codes(self.features(x))
+        "Codes (B, h, w) of images (B, C, H, W) in [-1, 1], in `full_float32`."
+        with full_float32(x.device): return self.quantize.codes(self.features(x))
 
     def decode(self, codes):
-        "Images (B, C, H, W), about [-1, 1], of codes (B, h, w)."
-        return self.decoder(self.post_quant_conv(self.quantize.lookup(codes)))
+        "Images (B, C, H, W), about [-1, 1], of codes (B, h, w), in `full_float32`."
+        with full_float32(codes.device):
+            return self.decoder(self.post_quant_conv(self.quantize.lookup(codes)))
 
     def forward(self, x):
         quantized, loss, codes = self.quantize(self.features(x))
