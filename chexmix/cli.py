@@ -7,14 +7,15 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['EVALUATIONS', 'DEMO', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_paths', 'Parser', 'command', 'terminal_width',
-           'fitted', 'print_table', 'sample', 'phantom', 'run_settings', 'train_tokenizers', 'tokenizer',
-           'start_settings', 'pretrain', 'show_records', 'model_name', 'opened', 'without_images', 'is_table',
-           'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers',
-           'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve', 'evaluation', 'evaluated_stages', 'evaluate',
-           'export', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'side_by_side', 'executed_notebook',
-           'run_notebooks', 'demo', 'add_making_commands', 'add_using_commands', 'add_embed_options',
-           'add_retrieve_options', 'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
-           'add_evaluate_commands', 'build_parser', 'import_for_answers', 'run_command', 'main', 'console']
+           'fitted', 'print_table', 'sample', 'phantom', 'run_settings', 'check_shares', 'train_tokenizers',
+           'tokenizer', 'start_settings', 'pretrain', 'show_records', 'model_name', 'opened', 'without_images',
+           'is_table', 'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify', 'inpaint', 'report',
+           'parse_layers', 'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve', 'evaluation',
+           'evaluated_stages', 'evaluate', 'export', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'side_by_side',
+           'executed_notebook', 'run_notebooks', 'demo', 'add_making_commands', 'add_share_options',
+           'add_using_commands', 'add_embed_options', 'add_retrieve_options', 'add_pretrain_options',
+           'add_making_options', 'add_model_options', 'add_use_options', 'add_evaluate_commands', 'build_parser',
+           'import_for_answers', 'run_command', 'main', 'console']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
 import argparse, atexit, gc, importlib, multiprocessing, os, re, shutil, sys, textwrap, threading, time
@@ -151,15 +152,30 @@ def run_settings(args):
     if exists and not args.preset and not changes: return open_run(args.run)[1]
     return get_settings(args.preset or 'small', **changes)
 
+# %% ../nbs/14_cli.ipynb #3aa2cfa2
+def check_shares(args):
+    "Raise `UserError` where the options of a token store that several machines write contradict each other."
+    if args.workers < 1: raise UserError(f'--workers must be at least 1, not {args.workers}')
+    if args.part and args.merge:
+        raise UserError('--part encodes a part, --merge joins all parts afterwards: leave one out')
+    if args.others and not args.merge: raise UserError('--other names a run for --merge: add --merge')
+
 # %% ../nbs/14_cli.ipynb #bc4e73ad
 def train_tokenizers(args) -> int:
     "Studies, tokenizers and token store of a run. Raises `UserError` for an output: only images have one."
     from chexmix.records import load_records
-    from chexmix.tokenizer import prepare_run
+    from chexmix.tokenizer import merge_shares, prepare_run, prepare_share
     if args.out:
         raise UserError('--out would be ignored: without images the tokenizers of a run are trained; '
                         'name images, or leave it out')
-    folder = prepare_run(args.run, run_settings(args))
+    check_shares(args)
+    settings = run_settings(args)
+    if args.part:
+        folder = prepare_share(args.run, settings, args.part, args.workers)
+        print(f'part {args.part} of the token store is complete: {folder}/store')
+        return 0
+    if args.merge: folder = merge_shares(args.run, settings, args.others)
+    else: folder = prepare_run(args.run, settings, args.workers)
     records = load_records(folder/'results').query('task == "tokenizer"')
     columns = ['model', 'metric', 'value', 'low', 'high', 'n']
     print_table(records[columns].round(3))
@@ -707,10 +723,21 @@ def add_making_commands(commands):
                    help='PNG, or a folder for several (default: here, named after each image)')
     p.add_argument('--minutes', type=float, default=0., dest='tokenizer_minutes',
                    help='budget of time of the image tokenizer, in place of its steps (default: none)')
+    add_share_options(p)
     add_making_options(p)
     p = command(commands, pretrain, 'chexmix pretrain --preset tiny --run try --stage 2')
     add_pretrain_options(p)
     add_making_options(p)
+
+# %% ../nbs/14_cli.ipynb #e37a093d
+def add_share_options(p: Parser):
+    "Options of `chexmix tokenizer` that say who encodes the studies."
+    p.add_argument('--workers', type=int, default=1, help='processes that encode studies (default: 1)')
+    p.add_argument('--part', default='', metavar='K/N',
+                   help='encode the part of machine K of N alone, for example 2/8 (default: all studies)')
+    p.add_argument('--merge', action='store_true', help='join the parts that several machines have encoded')
+    p.add_argument('--other', action='append', default=[], dest='others', metavar='RUN',
+                   help='run of another machine with its part (default: all wrote into this run)')
 
 # %% ../nbs/14_cli.ipynb #92c04cd2
 ANY_MODEL = 'default: none, the packed weights answer'
