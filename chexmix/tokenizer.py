@@ -7,11 +7,11 @@ __all__ = ['MANY_DISTANCES', 'FEATURES_SHARE', 'LM_FIELDS', 'TOKEN_FILES', 'writ
            'TokenizerLoss', 'flat_features', 'restart_unused', 'k_means_on_device', 'start_at_centres',
            'CodebookUpdates', 'plot_columns', 'write_log', 'reconstruct', 'LogReconstructions', 'training_images',
            'watched_psnr', 'codebook_updates', 'tokenizer_callbacks', 'new_tokenizer_training', 'perceptual_network',
-           'tokenizer_fit_settings', 'check_not_empty', 'fit_image_tokenizer', 'train_image_tokenizer',
-           'training_texts', 'byte_level_bpe', 'train_text_tokenizer', 'processor_layout', 'train_processor',
-           'open_studies', 'keep_cell_means', 'reconstructions', 'mean_record', 'reconstruction_records',
-           'usage_records', 'evaluate_tokenizer', 'prepare_run', 'prepare_share', 'merge_shares', 'check_shared',
-           'share_tokens']
+           'TokenizerLearner', 'tokenizer_fit_settings', 'check_not_empty', 'fit_image_tokenizer',
+           'train_image_tokenizer', 'training_texts', 'byte_level_bpe', 'train_text_tokenizer', 'processor_layout',
+           'train_processor', 'open_studies', 'keep_cell_means', 'reconstructions', 'mean_record',
+           'reconstruction_records', 'usage_records', 'evaluate_tokenizer', 'prepare_run', 'prepare_share',
+           'merge_shares', 'check_shared', 'share_tokens']
 
 # %% ../nbs/03_tokenizer.ipynb #c6e7bc93
 import math, os, shutil
@@ -38,7 +38,7 @@ from .records import content_hash, Record, save_records
 from .report_text import report_text
 from .token_store import (
     merge_stores, open_store, parse_share, plan_store, split_rows, write_share, write_token_store)
-from .training_loop import batch_indices, Callback, fit, FitSettings
+from .training_loop import batch_indices, Callback, fit, FitSettings, part_of, StepLearner
 from .vqgan import nearest, vq_config, VQModel
 from .vqgan_losses import adaptive_weight, Adversary, PatchDiscriminator, perceptual_distance
 
@@ -168,7 +168,7 @@ def restart_unused(
     tokenizer.quantize.embedding.weight[unused.to(x.device)] = vectors[chosen.to(x.device)]
     return len(unused)
 
-# %% ../nbs/03_tokenizer.ipynb #69f43495
+# %% ../nbs/03_tokenizer.ipynb #b6e08bb5
 MANY_DISTANCES = 2**26  # vectors times centres; from here on scikit-learn takes minutes
 
 @torch.no_grad()
@@ -392,10 +392,44 @@ def perceptual_network(
         folder, images_at, settings.image_channels, steps, settings.seed, seconds)
     return distance.to(default_device())
 
+# %% ../nbs/03_tokenizer.ipynb #51e3c627
+class TokenizerLearner(StepLearner):
+    "A learner of images: a step in parts has the gradients, the log and the codes of the complete step."
+    def backward_part(self, batch, k, sync=True):
+        if self.n_parts == 1: return super().backward_part(batch, k, sync)
+        if k == 0: self.shares, self.predictions, self.logged = [], [], []
+        originals, whole_loss = self.yb, self.loss_func
+        part = part_of(originals[0], k, self.n_parts)
+        share = len(part) / len(originals[0])
+        self.yb, self.loss_func = (part,), lambda *args: share * whole_loss(*args)
+        try: loss = super().backward_part(batch, k, sync)
+        finally: self.yb, self.loss_func = originals, whole_loss
+        self.keep_part(share)
+        return loss
+
+# %% ../nbs/03_tokenizer.ipynb #63488233
+@patch
+def keep_part(
+    self: TokenizerLearner,
+    share: float,  # of the step's images
+):
+    "Keep what a part gave; after the last one, prediction and log are those of the complete step."
+    self.shares.append(share)
+    self.predictions.append([x.detach() for x in self.pred])
+    self.logged.append(self.parts)
+    if len(self.shares) < self.n_parts: return
+    reconstructions, codebook_losses, codes = zip(*self.predictions)
+    codebook_loss = sum(a * b for a, b in zip(self.shares, codebook_losses))
+    self.pred = torch.cat(reconstructions), codebook_loss, torch.cat(codes)
+    self.parts = dict.fromkeys(self.logged[0], 0.)
+    for share, logged in zip(self.shares, self.logged):
+        for name, value in logged.items(): self.parts[name] = self.parts[name] + share * value
+
 # %% ../nbs/03_tokenizer.ipynb #a9e36429
 def tokenizer_fit_settings(
     settings: Settings,
-    n_train: int,  # training images
+    n_train: int,      # training images
+    n_parts: int = 1,  # that a step is computed in; 0 = as few as the memory allows
 ) -> FitSettings:
     "How the image tokenizer trains; the log gets a row for each pass, or twenty in all."
     steps = settings.tokenizer_steps
@@ -404,7 +438,8 @@ def tokenizer_fit_settings(
     seconds = 60 * settings.tokenizer_minutes
     if settings.perceptual_weight: seconds *= 1 - FEATURES_SHARE
     return FitSettings(
-        steps, lr=lr, seed=seed, log_every=log_every, seconds=seconds, title='image tokenizer')
+        steps, lr=lr, seed=seed, log_every=log_every, seconds=seconds, title='image tokenizer',
+        n_parts=n_parts, learner=TokenizerLearner)
 
 # %% ../nbs/03_tokenizer.ipynb #5fad6ab8
 def check_not_empty(
@@ -424,6 +459,7 @@ def fit_image_tokenizer(
     images_at,              # step → (B, C, H, W) in [-1, 1]
     watched: torch.Tensor,  # (B, C, H, W), whose PSNR the log holds
     n_train: int,           # training images
+    n_parts: int = 1,       # that a step is computed in; 0 = as few as the memory allows
 ) -> VQModel:
     """Train the image tokenizer, from its last checkpoint on where a training was killed.
 
@@ -437,7 +473,8 @@ def fit_image_tokenizer(
         x = images_at(step)
         return x, x  # the input is the target as well
 
-    log = fit(model, batch_at, loss, target/'training', tokenizer_fit_settings(settings, n_train),
+    fit_settings = tokenizer_fit_settings(settings, n_train, n_parts)
+    log = fit(model, batch_at, loss, target/'training', fit_settings,
               validate=partial(watched_psnr, watched),
               callbacks=tokenizer_callbacks(folder, settings, images_at, watched))
     steps = int(log.step.iloc[-1])
@@ -452,12 +489,14 @@ def train_image_tokenizer(
     folder: Path,            # of the run
     settings: Settings,
     manifest: pd.DataFrame,  # trains on the split `train`; logs PSNR of `valid`, or else of `train`
+    n_parts: int = 1,        # that a step is computed in; 0 = as few as the memory allows
 ) -> VQModel:
     """Train the image tokenizer into `image_tokenizer/`, or load the finished one.
 
     A killed training goes on from its last checkpoint. Raises `UserError` without training studies.
     """
     target = folder/'image_tokenizer'
+    if n_parts < 0: raise UserError(f'parts must be 0 (as few as fit) or more, not {n_parts}')
     if not 0 <= settings.tokenizer_minutes < float('inf'):
         raise UserError(f'minutes must be 0 (no budget) or more, not {settings.tokenizer_minutes}')
     if (target/'model.safetensors').exists():
@@ -466,7 +505,7 @@ def train_image_tokenizer(
     check_not_empty(train, 'train', folder)
     images_at = training_images(train, settings)
     watched = training_images(valid if len(valid) else train, settings)(0)
-    tokenizer = fit_image_tokenizer(folder, settings, images_at, watched, len(train))
+    tokenizer = fit_image_tokenizer(folder, settings, images_at, watched, len(train), n_parts)
     tokenizer.save_pretrained(target)
     return tokenizer
 
@@ -514,10 +553,11 @@ def train_processor(
     folder: Path,  # of the run
     settings: Settings,
     manifest: pd.DataFrame,
+    n_parts: int = 1,  # that a step of the image tokenizer is computed in; 0 = as few as the memory allows
 ) -> Processor:
     "Train both tokenizers and save them as `processor/`, or load the finished ones."
     if not (folder/'processor').exists():
-        image_tokenizer = train_image_tokenizer(folder, settings, manifest)
+        image_tokenizer = train_image_tokenizer(folder, settings, manifest, n_parts)
         text_tokenizer = train_text_tokenizer(training_texts(manifest), settings.n_text)
         layout = processor_layout(settings, text_tokenizer)
         processor = Processor(image_tokenizer, text_tokenizer, layout)
@@ -640,33 +680,36 @@ def prepare_run(
     run: str | Path,  # a name under the runs folder, or a path
     settings: Settings,
     workers: int = 1, # processes that encode studies
+    n_parts: int = 1, # that a step of the image tokenizer is computed in; 0 = as few as the memory allows
 ) -> Path:
     "All of this notebook: studies, tokenizers, token store, records. Returns the run's folder."
     with only_writer(run_path(run)):
         folder = start_run(run, settings)
         manifest = prepare_data(folder, settings)
-        processor = train_processor(folder, settings, manifest)
+        processor = train_processor(folder, settings, manifest, n_parts)
         write_token_store(folder/'store', processor, manifest, settings, workers)
         if not (folder/'results'/'tokenizer.json').exists(): evaluate_tokenizer(folder, settings.seed)
     return folder
 
-# %% ../nbs/03_tokenizer.ipynb #75864002
+# %% ../nbs/03_tokenizer.ipynb #1749eaea
 def prepare_share(
     run: str | Path,  # a name under the runs folder, or a path
     settings: Settings,
     part: str,        # of how many machines, for example 2/8
     workers: int = 1, # processes that encode studies
+    n_parts: int = 1, # that a step of the image tokenizer is computed in; 0 = as few as the memory allows
 ) -> Path:
     "Studies, tokenizers, and this machine's part of the token store. Returns the run's folder."
     share, folder = parse_share(part), start_run(run, settings)
     if not (folder/'processor').exists():
-        with only_writer(folder): train_processor(folder, settings, prepare_data(folder, settings))
+        with only_writer(folder):
+            train_processor(folder, settings, prepare_data(folder, settings), n_parts)
     processor = Processor.from_pretrained(folder/'processor')
     manifest = prepare_data(folder, settings)
     write_share(plan_store(folder/'store', processor, manifest, settings), processor, share, workers)
     return folder
 
-# %% ../nbs/03_tokenizer.ipynb #51da3a67
+# %% ../nbs/03_tokenizer.ipynb #d95f80b0
 def merge_shares(
     run: str | Path,   # with this machine's part
     settings: Settings,
