@@ -95,7 +95,7 @@ write_share(plan_store(store, processor, manifest, open_run(run)[1], 4), process
 
 
 def test_machines_share_a_store_though_one_is_killed(tiny_run, tmp_path):
-    "Three machines, the second killed amid its parts: merging names it; when it has finished, all is as by one."
+    "Three machines, the second killed: merging names it; when it has finished, all is as by one."
     manifest, settings = read_table(tiny_run/'manifest.csv'), open_run(tiny_run)[1]
     processor = Processor.from_pretrained(tiny_run/'processor')
     stores = [tmp_path/f'machine{k}'/'store' for k in (1, 2, 3)]
