@@ -7,13 +7,14 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['EVALUATIONS', 'DEMO', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_paths', 'Parser', 'command', 'terminal_width',
-           'fitted', 'print_table', 'sample', 'phantom', 'run_settings', 'train_tokenizers', 'tokenizer',
-           'start_settings', 'pretrain', 'show_records', 'model_name', 'opened', 'without_images', 'is_table',
-           'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers',
-           'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve', 'evaluation', 'evaluated_stages', 'evaluate',
-           'export', 'pack', 'audit', 'time_left', 'Lines', 'execute', 'side_by_side', 'executed_notebook',
-           'run_notebooks', 'demo', 'add_making_commands', 'add_using_commands', 'add_embed_options',
-           'add_retrieve_options', 'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
+           'fitted', 'print_table', 'sample', 'phantom', 'run_settings', 'check_shares', 'train_tokenizers',
+           'tokenizer', 'start_settings', 'pretrain', 'show_records', 'model_name', 'opened', 'without_images',
+           'is_table', 'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify', 'inpaint', 'report',
+           'parse_layers', 'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve', 'parse_ratios',
+           'evaluation_options', 'evaluation', 'evaluated_stages', 'evaluate', 'export', 'pack', 'audit', 'time_left',
+           'Lines', 'execute', 'side_by_side', 'executed_notebook', 'run_notebooks', 'demo', 'add_making_commands',
+           'add_share_options', 'add_using_commands', 'add_embed_options', 'add_retrieve_options',
+           'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
            'add_evaluate_commands', 'build_parser', 'import_for_answers', 'run_command', 'main', 'console']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
@@ -151,15 +152,31 @@ def run_settings(args):
     if exists and not args.preset and not changes: return open_run(args.run)[1]
     return get_settings(args.preset or 'small', **changes)
 
+# %% ../nbs/14_cli.ipynb #0c35862f
+def check_shares(args):
+    "Raise `UserError` where the options of a token store that several machines write contradict each other."
+    if args.workers < 1: raise UserError(f'--workers must be at least 1, not {args.workers}')
+    if args.part and args.merge:
+        raise UserError('--part encodes a part, --merge joins all parts afterwards: leave one out')
+    if args.others and not args.merge: raise UserError('--other names a run for --merge: add --merge')
+
 # %% ../nbs/14_cli.ipynb #bc4e73ad
 def train_tokenizers(args) -> int:
     "Studies, tokenizers and token store of a run. Raises `UserError` for an output: only images have one."
     from chexmix.records import load_records
-    from chexmix.tokenizer import prepare_run
+    from chexmix.tokenizer import merge_shares, prepare_run, prepare_share
     if args.out:
         raise UserError('--out would be ignored: without images the tokenizers of a run are trained; '
                         'name images, or leave it out')
-    folder = prepare_run(args.run, run_settings(args))
+    check_shares(args)
+    settings = run_settings(args)
+    how = dict(workers=args.workers, n_parts=args.parts)
+    if args.part:
+        folder = prepare_share(args.run, settings, args.part, **how)
+        print(f'part {args.part} of the token store is complete: {folder}/store')
+        return 0
+    if args.merge: folder = merge_shares(args.run, settings, args.others)
+    else: folder = prepare_run(args.run, settings, **how)
     records = load_records(folder/'results').query('task == "tokenizer"')
     columns = ['model', 'metric', 'value', 'low', 'high', 'n']
     print_table(records[columns].round(3))
@@ -452,13 +469,37 @@ EVALUATIONS = {  # task, also the name of its result → module, function, metri
     'retrieve': ('retrieve', 'evaluate_retrieve', ('R@1', 'R@5', 'R@10')),
     'baselines': ('baselines', 'evaluate_baselines', ('AUROC macro', 'PSNR', 'label F1 micro', 'R@1'))}
 
+# %% ../nbs/14_cli.ipynb #d4b760dc
+def parse_ratios(words: str) -> list[float]:
+    "Masking ratios, for example `0,.5,.9`. Raises `UserError` for what is no share."
+    try: ratios = [float(word) for word in words.split(',')]
+    except ValueError as e:
+        raise UserError(f'--ratios takes shares, for example 0,.5,.9, not {words!r}') from e
+    if all(0 <= ratio < 1 for ratio in ratios): return ratios
+    raise UserError(f'--ratios must lie between 0 and below 1, not {words}')
+
+# %% ../nbs/14_cli.ipynb #ecf2bc58
+def evaluation_options(args) -> dict:
+    "`--most` and `--ratios`, as far as they are given. Raises `UserError` where the task has none."
+    options = {}
+    if args.most is not None: options['most'] = args.most
+    if args.ratios: options['ratios'] = parse_ratios(args.ratios)
+    if (args.most or 0) < 0: raise UserError(f'--most must be 0 or more, not {args.most}')
+    if options and args.task == 'baselines':
+        raise UserError('the baselines have several sizes of their own: leave --most and --ratios out, '
+                        'or run 10_baselines with its parameters')
+    if args.ratios and args.task == 'retrieve':
+        raise UserError('retrieval masks nothing: leave --ratios out')
+    return options
+
 # %% ../nbs/14_cli.ipynb #a63ca3b7
 def evaluation(args):
     "What measures the task of `chexmix evaluate`: a function of the run's folder that returns records."
     module, name, _ = EVALUATIONS[args.task]
     found = importlib.import_module(f'chexmix.{module}')
     measure = partial(getattr(found, name), data=args.data)
-    if args.task != 'baselines': return partial(measure, models=args.models, seed=args.seed)
+    options = evaluation_options(args)
+    if args.task != 'baselines': return partial(measure, models=args.models, seed=args.seed, **options)
     return partial(measure, comparison=found.ComparisonSettings(seed=args.seed))
 
 # %% ../nbs/14_cli.ipynb #51c9c8a4
@@ -707,10 +748,24 @@ def add_making_commands(commands):
                    help='PNG, or a folder for several (default: here, named after each image)')
     p.add_argument('--minutes', type=float, default=0., dest='tokenizer_minutes',
                    help='budget of time of the image tokenizer, in place of its steps (default: none)')
+    add_share_options(p)
     add_making_options(p)
     p = command(commands, pretrain, 'chexmix pretrain --preset tiny --run try --stage 2')
     add_pretrain_options(p)
     add_making_options(p)
+
+# %% ../nbs/14_cli.ipynb #b70063a3
+def add_share_options(p: Parser):
+    "Options of `chexmix tokenizer` that say who encodes the studies."
+    p.add_argument('--workers', type=int, default=1, help='processes that encode studies (default: 1)')
+    p.add_argument('--parts', type=int, default=1,
+                   help='pieces that each step of the training is computed in, for less memory; '
+                        '0: as few as fit (default: 1)')
+    p.add_argument('--part', default='', metavar='K/N',
+                   help='encode the part of machine K of N alone, for example 2/8 (default: all studies)')
+    p.add_argument('--merge', action='store_true', help='join the parts that several machines have encoded')
+    p.add_argument('--other', action='append', default=[], dest='others', metavar='RUN',
+                   help='run of another machine with its part (default: all wrote into this run)')
 
 # %% ../nbs/14_cli.ipynb #92c04cd2
 ANY_MODEL = 'default: none, the packed weights answer'
@@ -830,6 +885,10 @@ def add_evaluate_commands(commands):
                    help='stages of the run (default: stage1 and stage2, as far as they are trained)')
     p.add_argument('--data', default='', help="a table of studies (default: the run's own)")
     p.add_argument('--force', action='store_true', help='replace a result that is there')
+    p.add_argument('--most', type=int, default=None, metavar='N',
+                   help="studies at most, of training for classify and retrieve; 0: all (default: its own)")
+    p.add_argument('--ratios', default='', metavar='R,R',
+                   help="shares of the image codes to mask, for example 0,.5,.9 (default: the task's own)")
     p = command(commands, export, 'chexmix export --run try --stage stage1 -o half', run=ANY_MODEL)
     p.add_argument('-o', '--out', required=True, help='a new folder')
     add_model_options(p)

@@ -8,6 +8,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 from chexmix.cli import main
 from chexmix.data import read_table
 from chexmix.phantom import make_phantom
+from chexmix.records import load_records
 from conftest import root
 
 PROGRAM = 'import sys; from chexmix.cli import main; sys.exit(main(sys.argv[1:]))'
@@ -565,3 +566,34 @@ def test_classify_honours_policy_folders_tables_and_output(input_folder, tmp_pat
         assert main(['classify', str(given), '-o', str(out), *map(str, model)]) == 0
         table = pd.read_csv(out)
         assert len(table) == n and table['Pleural Effusion'].between(0, 1).all()
+
+
+def test_machines_encode_their_parts_and_one_joins_them(tiny_run, tmp_path, monkeypatch, capsys):
+    "`--part` on two machines that share a folder, `--merge`: the store of one machine; too early: one line."
+    monkeypatch.setenv('CHEXMIX_RUNS', str(tmp_path))
+    run = tmp_path/'shared'
+    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns('store', 'results', 'stage*', 'notebooks'))
+    words = ['tokenizer', '--run', 'shared']
+    assert main([*words, '--part', '1/2']) == 0
+    assert main([*words, '--merge']) == 2
+    assert 'part 2/2 is not finished' in capsys.readouterr().err
+    assert main([*words, '--part', '3/2']) == 2
+    assert main([*words, '--part', '2/2', '--merge']) == 2
+    assert capsys.readouterr().err.count('\n') == 2
+    assert main([*words, '--part', '2/2']) == 0
+    assert main([*words, '--merge']) == 0
+    for name in ('info.json', 'part-00000.arrow'):
+        assert (run/'store'/name).read_bytes() == (tiny_run/'store'/name).read_bytes()
+    assert (run/'results'/'tokenizer.json').exists()
+
+
+def test_evaluations_take_their_size_and_ratios(own_run, capsys):
+    "`--most` and `--ratios` reach the records; what a task does not have is refused in one line."
+    words = ['evaluate', 'inpaint', '--run', str(own_run), '--models', 'stage1', '--force']
+    assert main([*words, '--most', '5', '--ratios', '.5']) == 0
+    records = load_records(own_run/'results').query('task == "inpaint" and model == "stage1"')
+    assert set(records.n) == {5}
+    for wrong in (['--ratios', '2'], ['--most', '-1']): assert main([*words, *wrong]) == 2
+    for task in ('retrieve', 'baselines'):
+        assert main(['evaluate', task, '--run', str(own_run), '--force', '--ratios', '.5']) == 2
+    assert capsys.readouterr().err.count('\n') == 4

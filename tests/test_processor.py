@@ -43,7 +43,7 @@ def test_files_are_encoded_in_blocks_to_the_same_codes(tiny_run, monkeypatch):
 
 
 def test_codes_depend_on_no_setting_of_the_process(tiny_run):
-    "Codes are the same with bfloat16 or TF32 allowed, cuDNN's trials, and autocast, and these stay set."
+    "bfloat16 or TF32 allowed, cuDNN's trials, autocast: the codes are the same, and these stay set."
     processor = Processor.from_pretrained(tiny_run/'processor')
     tokenizer, cudnn = processor.image_tokenizer.cpu(), torch.backends.cudnn
     x = torch.rand(16, 1, 64, 64, generator=rng('policy')) * 2 - 1

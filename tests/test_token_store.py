@@ -4,12 +4,13 @@ import os, signal, subprocess, sys, time
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 
-from chexmix.core import open_run, read_json, UserError
+from chexmix.core import open_run, read_json, UserError, write_json
 from chexmix.data import read_table
 from chexmix.phantom import make_phantom
 from chexmix.processor import Processor
 from chexmix.report_text import report_text
-from chexmix.token_store import encode_studies, open_store, write_token_store
+from chexmix.token_store import (
+    encode_studies, merge_stores, open_store, plan_store, share_file, write_share, write_token_store)
 
 WRITE_IN_TWO_PROCESSES = '''
 from pathlib import Path
@@ -79,3 +80,70 @@ def test_both_views_of_a_study_carry_its_report_and_no_other(tiny_run, tmp_path)
         assert row['path'].endswith(f"{row['study_id']}_{row['view']}.png")
         codes = processor.encode_images(processor.read([row['path']]))[0]
         assert row['codes'] == codes.tolist()
+
+
+WRITE_SHARE = '''
+from pathlib import Path
+from chexmix.core import open_run
+from chexmix.data import read_table
+from chexmix.processor import Processor
+from chexmix.token_store import plan_store, write_share
+run, store = Path({run!r}), Path({store!r})
+processor, manifest = Processor.from_pretrained(run/'processor'), read_table(run/'manifest.csv')
+write_share(plan_store(store, processor, manifest, open_run(run)[1], 4), processor, (2, 3))
+'''
+
+
+def test_machines_share_a_store_though_one_is_killed(tiny_run, tmp_path):
+    "Three machines, the second killed: merging names it; when it has finished, all is as by one."
+    manifest, settings = read_table(tiny_run/'manifest.csv'), open_run(tiny_run)[1]
+    processor = Processor.from_pretrained(tiny_run/'processor')
+    stores = [tmp_path/f'machine{k}'/'store' for k in (1, 2, 3)]
+    def plan(k, rows=manifest): return plan_store(stores[k - 1], processor, rows, settings, 4)
+    code = WRITE_SHARE.format(run=str(tiny_run), store=str(stores[1]))
+    process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.DEVNULL,
+                               env=os.environ | {'OMP_NUM_THREADS': '1'})
+    while len(list(stores[1].glob('part-*.arrow'))) < 3 and process.poll() is None: time.sleep(.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for k in (1, 3): write_share(plan(k), processor, (k, 3))
+    assert not share_file(stores[1], (2, 3)).exists()
+    with pytest.raises(UserError, match='part 2/3 is not finished'):
+        merge_stores(plan(1), stores[1:], processor, settings)
+    assert not (stores[0]/'info.json').exists()
+
+    write_share(plan(2), processor, (2, 3))
+    damaged = stores[1]/'part-00001.arrow'
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-200])
+    with pytest.raises(UserError, match='part-00001.arrow was not as'):
+        merge_stores(plan(1), stores[1:], processor, settings)
+    damaged.write_bytes(content)
+    store = merge_stores(plan(1), stores[1:], processor, settings)
+    alone = write_token_store(tmp_path/'alone'/'store', processor, manifest, settings, part_size=4)
+    assert store.remove_columns('path')[:] == alone.remove_columns('path')[:]
+    for name in ('info.json', 'settings.json', 'hashes.json'):
+        assert (stores[0]/name).read_bytes() == (tmp_path/'alone'/'store'/name).read_bytes()
+
+
+def test_machines_with_other_studies_or_tokenizers_are_refused(tiny_run, tmp_path):
+    "Another manifest, another text tokenizer, two ways to divide, an absent folder: one line each."
+    manifest, settings = read_table(tiny_run/'manifest.csv')[:12], open_run(tiny_run)[1]
+    processor = Processor.from_pretrained(tiny_run/'processor')
+    here, there = tmp_path/'here'/'store', tmp_path/'there'/'store'
+    def plan(folder, rows=manifest): return plan_store(folder, processor, rows, settings, 4)
+    write_share(plan(here), processor, (1, 2))
+    done = write_share(plan(there, manifest[::-1]), processor, (2, 2))
+    with pytest.raises(UserError, match='was made with studies'):
+        merge_stores(plan(here), [there], processor, settings)
+    with pytest.raises(UserError, match='no token store at'):
+        merge_stores(plan(here), [tmp_path/'nowhere'], processor, settings)
+    assert not (tmp_path/'nowhere').exists()
+    for path in there.iterdir(): path.unlink()
+    said = read_json(write_share(plan(there), processor, (2, 2)))
+    write_json(done, said | dict(processor='0' * 12))
+    with pytest.raises(UserError, match='by other tokenizers'):
+        merge_stores(plan(here), [there], processor, settings)
+    done.rename(done.with_name('share-2-of-3.json'))
+    with pytest.raises(UserError, match='2 ways to divide'):
+        merge_stores(plan(here), [there], processor, settings)
