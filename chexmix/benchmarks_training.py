@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['update', 'trained_model', 'our_loop', 'bare_loop', 'plain_loop', 'count_ids', 'OneNumber', 'fit_one_number',
-           'loop_one_number', 'learner_cost', 'step_cost', 'multi_process_speed']
+           'loop_one_number', 'learner_cost', 'step_cost', 'multi_process_speed', 'KeptAttention', 'attention_shapes',
+           'bfloat16_products', 'kept_bytes', 'stage_memory']
 
 # %% ../nbs/benchmarks/benchmarks_training.ipynb #93cc766f
-import shutil, tempfile, time
-from contextlib import nullcontext
+import copy, shutil, tempfile, time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import torch
+import pandas as pd, torch
 from datasets import Dataset
-from transformers import PhiForCausalLM
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AttentionInterface, PhiForCausalLM
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from .core import Layout, Settings
-from .model import causal_loss, new_model, select_targets, target_weights
+from .model import (
+    causal_loss, ChexmixConfig, ChexmixForCausalLM, new_config, new_model, select_targets, target_weights)
 from .pretrain import AddTargets, Batches, launch, mask_batch, MaskInputs, Pretraining, StageConfig
 from .processor import collate
 from chexmix.training_loop import (
@@ -205,3 +209,84 @@ def multi_process_speed(
         seconds.append(time.perf_counter() - start)
         shutil.rmtree(target)
     return (many - few) / (seconds[1] - seconds[0])
+
+# %% ../nbs/benchmarks/benchmarks_training.ipynb #ea51f060
+class KeptAttention(torch.autograd.Function):
+    "What a fused attention kernel keeps for the backward pass; nothing is computed."
+    @staticmethod
+    def forward(ctx, query, key, value):  # (B, heads, T, D/heads) each
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient): return gradient, gradient, gradient
+
+def attention_shapes(module, query, key, value, attention_mask, **kwargs):
+    "transformers' attention by `KeptAttention`: (B, heads, T, D/heads) → (B, T, heads, D/heads)."
+    return KeptAttention.apply(query, key, value).transpose(1, 2), None
+
+AttentionInterface.register('shapes', attention_shapes)
+AttentionMaskInterface.register('shapes', sdpa_mask)
+
+# %% ../nbs/benchmarks/benchmarks_training.ipynb #31276fac
+@contextmanager
+def bfloat16_products(device: str):
+    "Autocast to bfloat16, also for fake tensors of a GPU that is not there."
+    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    torch.set_autocast_enabled(device, True)
+    torch.set_autocast_dtype(device, torch.bfloat16)
+    try: yield
+    finally:
+        torch.clear_autocast_cache()
+        torch.set_autocast_enabled(device, before[0])
+        torch.set_autocast_dtype(device, before[1])
+
+# %% ../nbs/benchmarks/benchmarks_training.ipynb #f6788af4
+def kept_bytes(
+    config: ChexmixConfig,
+    rows: int,
+    length: int,             # ids of each row
+    recompute: bool = False, # activation checkpointing
+    device: str = 'cuda',
+    fake: bool = True,       # False computes with real tensors
+) -> int:
+    "Bytes that the layers keep for the backward pass, weights rounded to bfloat16 among them."
+    with FakeTensorMode() if fake else nullcontext(), torch.device(device):
+        lm = ChexmixForCausalLM(config).train()
+        lm.set_attn_implementation('shapes')
+        if recompute: lm.gradient_checkpointing_enable()
+        weights = {p.untyped_storage()._cdata for p in lm.parameters()}
+        kept = {}
+        def note(x):
+            storage = x.untyped_storage()
+            if storage._cdata not in weights: kept[storage._cdata] = storage  # held: no other gets its place
+            return x
+        ids = torch.zeros(rows, length, dtype=torch.long)
+        with bfloat16_products(device), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            lm.model(ids, use_cache=False)
+        return sum(storage.nbytes() for storage in kept.values())
+
+# %% ../nbs/benchmarks/benchmarks_training.ipynb #790040c7
+def stage_memory(
+    settings: Settings,
+    layout: Layout,
+    rows: int,    # studies of a part of the step
+    length: int,  # ids of each
+    recompute: bool = False,
+) -> pd.Series:   # kind → GB
+    "What a step of a stage holds at its largest on one GPU, in mixed precision with Muon."
+    config = new_config(settings, layout, 'context', True)
+    with torch.device('meta'): lm = ChexmixForCausalLM(config)
+    n_weights = sum(p.numel() for p in lm.parameters())
+    in_layers = sum(p.numel() for p in lm.model.layers.parameters() if p.ndim == 2)
+    one_layer = copy.deepcopy(config)
+    one_layer.num_hidden_layers = 1
+    again = kept_bytes(one_layer, rows, length) if recompute else 0  # a layer that is computed once more
+    n_logits = min(rows * length * config.vocab_size, max(2**25, 80 * 2**30 // 256))
+    n_bytes = {
+        'weights': 4 * n_weights, 'gradients': 4 * n_weights,
+        'optimizer': 4 * in_layers + 8 * (n_weights - in_layers),
+        'kept for the backward pass': kept_bytes(config, rows, length, recompute) + again,
+        'logits': 10 * n_logits}  # in bfloat16, in float32, and the gradient of the latter
+    return pd.Series(n_bytes) / 2**30

@@ -212,12 +212,15 @@ def add_compute_options(parser):
     option('--checkpoint-seconds', type=float, default=60., metavar='S',
            help='from one checkpoint to the next; 0: after every step (default: 60)')
     option('--profile', action='store_true', help='write a trace of three steps, for Perfetto or Chrome')
+    option('--deterministic', action='store_true', help='the same bits in every run on a GPU; slower')
+    option('--compile', action='store_true', help='each layer by torch.compile: minutes once, then faster')
 
 # %% ../nbs/00_core.ipynb #611ac225
 def compute_changes(args) -> dict:
     "What these options say, as `pretrain` takes it: only what is not left at its default."
-    changes = dict(minutes=args.minutes, n_parts=args.parts, recompute=args.recompute,
-                   precision=args.precision, profile=args.profile)
+    changes = dict(
+        minutes=args.minutes, n_parts=args.parts, recompute=args.recompute, precision=args.precision,
+        profile=args.profile, deterministic=args.deterministic, compile=args.compile)
     changes = {name: value for name, value in changes.items() if value}
     if args.checkpoint_seconds != 60: changes['checkpoint_seconds'] = args.checkpoint_seconds
     return changes

@@ -49,7 +49,8 @@ from .processor import collate, Processor
 from .report_text import report_text
 from .token_store import open_store, split_rows
 from .training_loop import (
-    BucketedIndices, Callback, checkpoints, FitSettings, has_bfloat16, init_distributed, KeepState,
+    BucketedIndices, Callback, checkpoints, deterministic_algorithms, FitSettings, has_bfloat16,
+    init_distributed, KeepState,
     LearningRate, new_learner, ProcessGroup, Profile, StepLearner, Throughput)
 
 # %% ../nbs/05_pretrain.ipynb #8a0ae778
@@ -802,6 +803,8 @@ class ComputeOptions:
     panels: int = 2           # panels plotted on the way, the last one at the end
     checkpoint_seconds: float = 60.  # from one checkpoint to the next; 0 saves after every step
     profile: bool = False     # write a trace of three steps
+    deterministic: bool = False  # the same bits in every run on a GPU; slower
+    compile: bool = False     # each layer by torch.compile
 
     def __post_init__(self):
         for name in ('n_parts', 'checkpoint_seconds'):
@@ -998,7 +1001,8 @@ class StageLearner(StepLearner):
     "A fastai `Learner` of one stage; `stage_learner` sets what it knows of its run."
     def fit(self, *args, **kwargs):
         "All steps that are left, see `StepLearner.fit`."
-        try: StepLearner.fit(self, *args, **kwargs)
+        try:
+            with deterministic_algorithms(self.job.options.deterministic): StepLearner.fit(self, *args, **kwargs)
         finally: self.batches.close()
 
     @property
@@ -1074,6 +1078,8 @@ def stage_learner(
     batches = stage_batches(folder, job.settings, config, processor.layout, train, group)
     lm = start_weights(folder, job.settings, config, processor)
     if job.options.recompute: lm.gradient_checkpointing_enable()
+    if job.options.compile:
+        for layer in lm.model.layers: layer.compile(dynamic=True)  # in place: names of weights stay
     bf16 = uses_bfloat16(config, group.device)
     if not group.rank: write_json(logs/'environment.json', environment(group, bf16) | dict(data=data))
     fork = folder/config.start/STABLE if config.fork and config.start else None

@@ -8,10 +8,10 @@ __all__ = ['FULL_STATE', 'PEAK_FLOPS', 'pass_order', 'batch_indices', 'sort_wind
            'training_state', 'checkpoints', 'checksum', 'write_checkpoint', 'read_checkpoint', 'host_copy',
            'CheckpointWriter', 'save_state', 'Checkpoint', 'KeepState', 'add_value', 'validation_row', 'TensorBoardLog',
            'LogWriter', 'Log', 'peak_flops', 'used_memory', 'Throughput', 'Profile', 'bfloat16_speedup', 'has_bfloat16',
-           'attention_in_float32', 'mix_precision', 'part_of', 'StepLearner', 'set_gradient_sync', 'Distribute',
-           'parameter_groups', 'MuonAdamW', 'NumericOptimizer', 'LossRecorder', 'check_identity', 'load_state',
-           'load_fork', 'resume', 'FitSettings', 'training_callbacks', 'searching', 'set_parts', 'last_step',
-           'new_learner', 'fit']
+           'attention_in_float32', 'deterministic_algorithms', 'mix_precision', 'part_of', 'StepLearner',
+           'set_gradient_sync', 'Distribute', 'parameter_groups', 'MuonAdamW', 'NumericOptimizer', 'LossRecorder',
+           'check_identity', 'load_state', 'load_fork', 'resume', 'FitSettings', 'training_callbacks', 'searching',
+           'set_parts', 'last_step', 'new_learner', 'fit']
 
 # %% ../nbs/foundations/training_loop.ipynb #85c6d072
 import warnings
@@ -667,6 +667,24 @@ def attention_in_float32(module, query, key, value, attention_mask, **kwargs):
 
 AttentionInterface.register('sdpa_in_float32', attention_in_float32)
 AttentionMaskInterface.register('sdpa_in_float32', sdpa_mask)
+
+# %% ../nbs/foundations/training_loop.ipynb #892c1779
+@contextmanager
+def deterministic_algorithms(
+    on: bool,  # False changes nothing
+):
+    "Within it a GPU adds numbers in a fixed order; torch refuses what it cannot compute so."
+    if not on:
+        yield
+        return
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # read at the first product
+    cudnn, before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+    benchmark, cudnn.benchmark = cudnn.benchmark, False
+    torch.use_deterministic_algorithms(True)
+    try: yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        cudnn.benchmark = benchmark
 
 # %% ../nbs/foundations/training_loop.ipynb #ce7570ba
 def mix_precision(

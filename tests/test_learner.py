@@ -79,6 +79,22 @@ def test_a_stopped_learner_goes_on(run):
     for name, p in learn.network.lm.state_dict().items(): assert torch.equal(p, weights[name]), name
 
 
+def test_deterministic_algorithms_change_no_bit_on_a_cpu(run):
+    pretrain(*open_run(run), 1, 'deterministic', steps=12, deterministic=True)
+    assert not torch.are_deterministic_algorithms_enabled()
+    weights, again = (load_file(run/name/'model.safetensors') for name in ('stage1', 'deterministic'))
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs a C++ compiler')
+def test_compiled_layers_train_to_the_same_weights_up_to_rounding(run):
+    for name in ('plain', 'compiled'):
+        pretrain(*open_run(run), 1, name, steps=2, precision='float32', panels=0, compile=name == 'compiled')
+    weights, compiled = (load_file(run/name/'model.safetensors') for name in ('plain', 'compiled'))
+    assert weights.keys() == compiled.keys()
+    for name in weights: torch.testing.assert_close(compiled[name], weights[name], rtol=1e-3, atol=2e-5)
+
+
 def test_bad_input(run):
     with pytest.raises(UserError, match='trained already'): get_learner(run, 1, steps=12)
     with pytest.raises(UserError, match='no such stage'): get_learner(run, 3)
