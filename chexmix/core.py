@@ -213,7 +213,7 @@ def add_compute_options(parser):
            help='from one checkpoint to the next; 0: after every step (default: 60)')
     option('--profile', action='store_true', help='write a trace of three steps, for Perfetto or Chrome')
     option('--deterministic', action='store_true', help='the same bits in every run on a GPU; slower')
-    option('--compile', action='store_true', help='each layer by torch.compile: minutes once, then faster')
+    option('--compile', action='store_true', help='each layer by torch.compile, which takes minutes once')
 
 # %% ../nbs/00_core.ipynb #611ac225
 def compute_changes(args) -> dict:

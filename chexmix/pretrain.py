@@ -1002,7 +1002,8 @@ class StageLearner(StepLearner):
     def fit(self, *args, **kwargs):
         "All steps that are left, see `StepLearner.fit`."
         try:
-            with deterministic_algorithms(self.job.options.deterministic): StepLearner.fit(self, *args, **kwargs)
+            with deterministic_algorithms(self.job.options.deterministic):
+                StepLearner.fit(self, *args, **kwargs)
         finally: self.batches.close()
 
     @property

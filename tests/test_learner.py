@@ -92,7 +92,7 @@ def test_compiled_layers_train_to_the_same_weights_up_to_rounding(run):
         pretrain(*open_run(run), 1, name, steps=2, precision='float32', panels=0, compile=name == 'compiled')
     weights, compiled = (load_file(run/name/'model.safetensors') for name in ('plain', 'compiled'))
     assert weights.keys() == compiled.keys()
-    for name in weights: torch.testing.assert_close(compiled[name], weights[name], rtol=1e-3, atol=2e-5)
+    for name in weights: torch.testing.assert_close(compiled[name], weights[name], rtol=1e-3, atol=2e-4)
 
 
 def test_bad_input(run):
