@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVEL', 'study_groups', 'detectable_findings', 'both_readings', 'valid_auroc', 'study_scores', 'probe_branch',
            'asked_statements', 'likelihood_in_parts', 'ask_branch', 'kept_scores', 'branch_scores', 'best_readings',
-           'mean_auroc', 'masking_difference', 'masking_verdict', 'auroc_statistic', 'ratio_differences',
+           'auroc_statistic', 'mean_auroc', 'masking_difference', 'masking_verdict', 'ratio_differences',
            'plot_differences', 'branch_records', 'difference_record']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
@@ -238,13 +238,18 @@ def best_readings(
         if ratio not in best or scores.detail['valid'] > best[ratio].detail['valid']: best[ratio] = scores
     return best
 
+# %% ../nbs/compare/masking_study.ipynb #7a86e2a0
+def auroc_statistic(kept: StudyValues, metric: str = 'AUROC macro'):
+    "Macro AUROC of kept scores as a statistic; None for another metric."
+    if metric != 'AUROC macro': return None
+    return macro(weighted_auroc, kept.values['labels'], kept.values['scores'])
+
 # %% ../nbs/compare/masking_study.ipynb #0f24b011
 def mean_auroc(
     best: dict[float, StudyValues],  # from `best_readings`
 ):
     "Macro AUROC, mean over the ratios, as a statistic for `paired_interval`."
-    values = [kept.values for kept in best.values()]
-    of_ratios = [macro(weighted_auroc, v['labels'], v['scores']) for v in values]
+    of_ratios = [auroc_statistic(kept) for kept in best.values()]
     return lambda weights: np.mean([statistic(weights) for statistic in of_ratios], 0)
 
 # %% ../nbs/compare/masking_study.ipynb #2ccb6d90
@@ -279,12 +284,6 @@ def masking_verdict(
         return 'masking helps' if difference.value >= least else 'masking helps by less than matters'
     if difference.high < least: return 'masking does not help by as much as matters'
     return 'undecided'
-
-# %% ../nbs/compare/masking_study.ipynb #7a86e2a0
-def auroc_statistic(kept: StudyValues, metric: str):
-    "Macro AUROC of kept scores as a statistic; None for another metric."
-    if metric != 'AUROC macro': return None
-    return macro(weighted_auroc, kept.values['labels'], kept.values['scores'])
 
 # %% ../nbs/compare/masking_study.ipynb #f1b6e613
 def ratio_differences(
@@ -338,8 +337,7 @@ def branch_records(
     "Macro AUROC of a branch at each ratio, in its better reading."
     records = []
     for ratio, scores in best_readings(kept, by).items():
-        statistic = macro(weighted_auroc, scores.values['labels'], scores.values['scores'])
-        i = bootstrap_interval(statistic, scores.patients, seed=seed)
+        i = bootstrap_interval(auroc_statistic(scores), scores.patients, seed=seed)
         detail = {name: value for name, value in scores.detail.items() if name != 'conditions'}
         values = i.value, i.low, i.high, len(scores.study_ids)
         records.append(Record('masking study', branch, 'AUROC macro', *values, seed, detail))
