@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['PRESETS', 'NO_MEMORY', 'RENAMED', 'BUDGETS', 'UserError', 'Layout', 'codes_to_ids', 'is_code', 'ids_to_codes',
+__all__ = ['PRESETS', 'NO_MEMORY', 'RENAMED', 'USUAL', 'UserError', 'Layout', 'codes_to_ids', 'is_code', 'ids_to_codes',
            'Settings', 'get_settings', 'changed', 'parse_changes', 'add_compute_options', 'compute_changes',
            'host_mark', 'atomic', 'is_leftover', 'remove_leftovers', 'json_checksum', 'is_unicode', 'write_json',
            'read_json', 'file_hash', 'seal', 'check_seal', 'only_writer', 'is_out_of_memory', 'memory_errors',
@@ -117,6 +117,14 @@ class Settings:
     data: str = ''            # a manifest or a table of images and texts; '' = synthetic studies
     seed: int = 0             # of the data, the weights and the order
     tokenizer_minutes: float = 0.  # image tokenizer: budget of time, in place of its steps; 0 = none
+    images_a_study: int = 1   # 1, or 2: a lateral image stands behind its frontal one, where both fit
+    augmentations: int = 0    # further encodings of each training image: moved, turned, of other contrast
+
+    def __post_init__(self):
+        if self.images_a_study not in (1, 2):
+            raise UserError(f'images_a_study must be 1 or 2 (frontal and lateral), not {self.images_a_study}')
+        if self.augmentations < 0:
+            raise UserError(f'augmentations must be 0 (none) or more, not {self.augmentations}')
 
     @property
     def mlp(self): return 4 * self.width
@@ -426,13 +434,14 @@ def ensure_settings(
     return folder
 
 # %% ../nbs/00_core.ipynb #f0a4c119
-BUDGETS = 'minutes', 'tokenizer_minutes'
+# Later settings, saved only where they are not what they always were.
+USUAL = dict(minutes=0, tokenizer_minutes=0, images_a_study=1, augmentations=0)
 
 def saved_settings(
     config,  # a dataclass of settings
 ) -> dict:
     "Settings as they are saved: a budget of time only where there is one, as in earlier versions."
-    return {name: value for name, value in asdict(config).items() if value or name not in BUDGETS}
+    return {name: value for name, value in asdict(config).items() if value != USUAL.get(name)}
 
 # %% ../nbs/00_core.ipynb #1bf92bd8
 def start_run(

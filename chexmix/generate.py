@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['AllowedIds', 'report_ids', 'PreallocatedLayer', 'preallocated_cache', 'last_position_only', 'prefill', 'head_rows',
            'next_state', 'greedy_decode', 'generate_with_transformers', 'report_prompt', 'room_for_text',
-           'until_closing', 'generate_reports', 'sample_index', 'choose_codes', 'guess_codes', 'n_still_masked',
-           'least_certain', 'fill_in_rounds', 'fill_left_to_right', 'fill_image', 'pad_left', 'append_image',
-           'append_image_in_rounds', 'image_prompts', 'generate_images', 'image_cache', 'closed_texts',
+           'until_closing', 'generate_reports', 'generate_study_reports', 'sample_index', 'choose_codes', 'guess_codes',
+           'n_still_masked', 'least_certain', 'fill_in_rounds', 'fill_left_to_right', 'fill_image', 'pad_left',
+           'append_image', 'append_image_in_rounds', 'image_prompts', 'generate_images', 'image_cache', 'closed_texts',
            'text_log_likelihood_after', 'text_log_likelihood', 'score_texts', 'TextTree', 'text_tree',
            'tree_log_likelihood', 'score_continuations']
 
@@ -191,7 +191,7 @@ def report_prompt(
     codes: torch.Tensor,               # (B, n) image codes
     mask: torch.Tensor | None = None,  # (B, n) bool, True = masked
 ) -> torch.Tensor:  # (B, n + 3)
-    "The prompt of a report, `I_s codes I_e T_s`."
+    "The prompt of a report, `I_s codes I_e T_s`; of two images `I_s codes I_e I_s codes I_e T_s`."
     layout = model.config.layout
     return image_prompt(model, codes, mask, layout.image_end, layout.text_start)
 
@@ -218,7 +218,7 @@ def until_closing(row: list[int], closing: list[int]) -> list[int]:
 # %% ../nbs/model/generate.ipynb #5a7fc558
 def generate_reports(
     model: PhiForCausalLM,
-    codes: torch.Tensor,               # (B, n) image codes
+    codes: torch.Tensor,               # (B, n) image codes; of two images (B, 2n)
     mask: torch.Tensor | None = None,  # (B, n) bool, True = masked
     max_new_tokens: int = 200,         # the context may leave fewer
     min_new_tokens: int = 5,           # before which a report cannot end
@@ -242,6 +242,20 @@ def generate_reports(
         state, cache = prefill(model, ids, most)
         new = greedy_decode(model, state, cache, allowed, closing, most, least, guidance)
     return [until_closing(row, closing) for row in new.tolist()]
+
+# %% ../nbs/model/generate.ipynb #fc12173c
+def generate_study_reports(
+    model: PhiForCausalLM,
+    studies: list[list[int]],  # codes of all images of each, (k·n,)
+    **options,                 # as of `generate_reports`
+) -> list[list[int]]:
+    "A report for each study as text ids, whether it has one image or two; see `generate_reports`."
+    reports = [[] for _ in studies]
+    for length in sorted(set(map(len, studies))):
+        places = [i for i, codes in enumerate(studies) if len(codes) == length]
+        written = generate_reports(model, torch.tensor([studies[i] for i in places]), **options)
+        for i, ids in zip(places, written): reports[i] = ids
+    return reports
 
 # %% ../nbs/model/generate.ipynb #fbc735ac
 def sample_index(

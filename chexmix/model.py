@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILE', 'MODEL_CLASSES', 'VOCABULARY', 'OWN_FIELDS', 'is_text', 'put_text_first', 'share_score_in_spans',
-           'choose_masked', 'mask_scores', 'mask_tokens', 'lookup', 'sample_mask_ratios', 'study_masks',
+           'choose_masked', 'mask_scores', 'mask_tokens', 'lookup', 'sample_mask_ratios', 'study_masks', 'hide_images',
            'select_targets', 'is_text_target', 'target_weights', 'logits_at_once', 'head_logits', 'token_losses',
            'attention_inputs', 'causal_loss', 'rotary_share', 'ChexmixConfig', 'ids_since_start', 'in_same_image',
            'bidirectional_mask', 'ChexmixModel', 'may_follow', 'StudyGrammar', 'apply_guidance', 'guided_logits',
-           'ImageGuidance', 'study_generation', 'check_loading', 'ChexmixForCausalLM', 'check_prompt', 'new_config',
-           'new_model', 'fingerprint', 'image_rows', 'load_text_model', 'copy_text_model', 'from_text_model',
-           'init_from_codebook', 'evaluating', 'image_prompt']
+           'ImageGuidance', 'study_generation', 'check_loading', 'ChexmixForCausalLM', 'check_images', 'check_prompt',
+           'new_config', 'new_model', 'fingerprint', 'image_rows', 'load_text_model', 'copy_text_model',
+           'from_text_model', 'init_from_codebook', 'evaluating', 'image_prompt']
 
 # %% ../nbs/04_model.ipynb #16af2629
 import hashlib, itertools, math
@@ -51,7 +51,8 @@ def put_text_first(
     "The chosen studies as `T_s text I_s codes I_e T_s`, the others as they are."
     position = torch.arange(input_ids.shape[1], device=input_ids.device)
     length = (input_ids != layout.pad).sum(1, keepdim=True) - 1  # (B, 1) without the closing id
-    shift = torch.where(rows, layout.n_image + 2, 0)[:, None]    # (B, 1) ids of `I_s codes I_e`
+    n_before_text = (input_ids == layout.text_start).long().argmax(1)  # (B,) of all images
+    shift = torch.where(rows, n_before_text, 0)[:, None]
     rotated = input_ids.gather(1, (position + shift) % length)   # (B, T)
     return torch.where(position <= length, rotated, layout.pad)
 
@@ -136,17 +137,34 @@ def sample_mask_ratios(
 # %% ../nbs/04_model.ipynb #be773e23
 def study_masks(
     study_ids: list[str],
-    n_image: int,  # codes an image
+    n_image: int,  # codes an image, or those of all images of a study
     ratio: float,  # share of the codes to mask, 0…1
     seed: int = 0,
+    present: torch.Tensor | None = None,  # (N, n) bool, False where a study has no code; None = all
 ) -> torch.Tensor:  # (N, n) bool, True = masked
-    """Mask exactly `round(ratio·n)` codes of each study.
+    """Mask exactly `round(ratio·n)` codes of each study, drawn over all its images.
 
     Raises `UserError` where the ratio is no share."""
     if not 0 <= ratio <= 1: raise UserError(f'a masking ratio must lie between 0 and 1, not {ratio}')
-    scores = [torch.rand(n_image, generator=rng(seed, 'mask', i)) for i in study_ids]
-    rank = torch.stack(scores).argsort(1).argsort(1)  # (N, n)
-    return rank < round(ratio * n_image)
+    scores = torch.stack([torch.rand(n_image, generator=rng(seed, 'mask', i)) for i in study_ids])
+    if present is None: present = torch.ones_like(scores, dtype=torch.bool)
+    n_masked = (present.sum(1).double() * ratio).round()  # (N,) half to even, as `round`
+    rank = scores.masked_fill(~present, torch.inf).argsort(1).argsort(1)  # (N, n)
+    return rank < n_masked[:, None]
+
+# %% ../nbs/04_model.ipynb #af389424
+def hide_images(
+    n_codes: int,  # of all images of a study
+    hidden: list[int],  # which images, 0 = the first
+    layout: Layout,
+) -> torch.Tensor:  # (n_codes,) bool, True = masked
+    "The mask that hides whole images of a study. Raises `UserError` for one that the study does not have."
+    image_of_code = torch.arange(n_codes) // layout.n_image
+    for image in hidden:
+        if image in image_of_code: continue
+        raise UserError(f'the study has {n_codes // layout.n_image} images, counted from 0, and none of '
+                        f'number {image}: hide one that is there')
+    return torch.isin(image_of_code, torch.tensor(hidden, dtype=torch.long))
 
 # %% ../nbs/04_model.ipynb #a819161a
 def select_targets(
@@ -166,6 +184,8 @@ def select_targets(
     scored = torch.where(is_text(input_ids, layout), scored_text, scored)
     scored = torch.where(is_code(input_ids, layout), scored_codes, scored)
     next_ids = input_ids.masked_fill(~scored, -100)[:, 1:]
+    after_image = input_ids[:, :-1] == layout.image_end  # whether there is a second image is no question
+    next_ids = next_ids.masked_fill(after_image & (next_ids == layout.image_start), -100)
     return F.pad(next_ids, (0, 1), value=-100)
 
 # %% ../nbs/04_model.ipynb #5ebdb43a
@@ -289,6 +309,7 @@ class ChexmixConfig(PhiConfig):
     bidirectional: bool = False   # positions of an image see each other; not as released
     grid_embedding: bool = False  # codes are read with their row and column; not as released
     guidance: float = 1.          # of reports, see `apply_guidance`; 1 = none, as released
+    images_a_study: int = 1       # most images before a report; as released
 
     @property
     def layout(self):
@@ -539,6 +560,17 @@ def resize_token_embeddings(
     raise UserError(f'the vocabulary has {n_ids} ids, as its layout says, and cannot be resized: for '
                     'other words start a model from another layout (`chexmix tokenizer --set n_text=…`)')
 
+# %% ../nbs/04_model.ipynb #b7d6a946
+def check_images(
+    n_images: int,  # of a study
+    config: PhiConfig,
+):
+    "Raise `UserError` for a study of more images than the model knows."
+    most = getattr(config, 'images_a_study', 1)
+    if n_images <= most: return
+    raise UserError(f'this model reads {most} image{"s" * (most > 1)} a study, and is given {n_images}: '
+                    'give it fewer, or train one with --set images_a_study=2')
+
 # %% ../nbs/04_model.ipynb #130ee9b6
 def check_prompt(
     prompt: torch.Tensor,  # (B, T)
@@ -554,6 +586,7 @@ def check_prompt(
         raise UserError('the prompt is padded on the right: pad it on the left, as the processor does')
     if prompt.shape[1] >= context:
         raise UserError(f'a prompt of {prompt.shape[1]} ids fills the context of {context}: shorten it')
+    check_images(int((prompt == layout.image_end).sum(1).max()), config)
     if config.bidirectional and (prompt[:, -1] == layout.image_start).any():
         raise UserError('this model fills an image in rounds: use generate_images of chexmix.generate')
 
@@ -622,7 +655,7 @@ def new_config(
     fields = asdict(layout) | dict(
         grid_embedding=grid_embedding, hidden_size=settings.width, intermediate_size=settings.mlp,
         num_hidden_layers=settings.layers, num_attention_heads=settings.heads,
-        max_position_embeddings=settings.context, guidance=2.)
+        max_position_embeddings=settings.context, guidance=2., images_a_study=settings.images_a_study)
     if rotary == 'context':
         fields['rope_parameters'] = dict(
             rope_type='default', rope_theta=settings.context / 2, partial_rotary_factor=.5)
@@ -760,20 +793,23 @@ def evaluating(
 # %% ../nbs/04_model.ipynb #8adcbe2c
 def image_prompt(
     model: PhiForCausalLM,
-    codes: torch.Tensor,               # (B, n) image codes
+    codes: torch.Tensor,               # (B, n) image codes; of two images (B, 2n)
     mask: torch.Tensor | None = None,  # (B, n) bool, True = masked; None = nothing
     *after: int,                       # ids that follow the codes, the same for all rows
-) -> torch.Tensor:  # (B, 1 + n + len(after)) ids on the model's device
+) -> torch.Tensor:  # (B, 1 + n + len(after)), or (B, 3 + 2n + len(after)), ids on the model's device
     """`I_s`, the codes (masked ones replaced by the mask id), and what comes after.
 
-    Raises `UserError` where the codes are not one complete image."""
+    Of two images, `I_e I_s` stand between the codes.
+    Raises `UserError` where the codes are not complete images, or more than the model reads."""
     layout = model.config.layout
-    if codes.dim() != 2 or codes.shape[1] != layout.n_image:
+    if codes.dim() != 2 or not codes.shape[1] or codes.shape[1] % layout.n_image:
         shape = tuple(codes.shape)
         raise UserError(f'codes of shape {shape}, expected (images, {layout.n_image}): '
                         'encode images of the size this model was trained with')
+    check_images(codes.shape[1] // layout.n_image, model.config)
     ids = codes_to_ids(codes, layout)
     if mask is not None: ids = ids.masked_fill(mask.to(ids.device), layout.mask)
-    ids = F.pad(ids, (1, 0), value=layout.image_start)
+    ids = F.pad(ids.view(len(ids), -1, layout.n_image), (1, 0), value=layout.image_start)
+    ids = F.pad(ids, (0, 1), value=layout.image_end).flatten(1)[:, :-1]
     closing = ids.new_tensor(after).expand(len(ids), -1)
     return torch.cat([ids, closing], 1).to(model.device)

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['CHOICES', 'DEFAULT_MASKING', 'STABLE', 'StageConfig', 'check_values', 'check_combinations', 'check_stage_config',
            'get_stage_config', 'sample_ratios', 'mask_batch', 'measure_store', 'check_store', 'reads_text_first',
-           'as_batch', 'process_share', 'check_batch', 'text_lengths', 'read_rows', 'Batches', 'StudySource',
-           'phantom_report', 'phantom_image', 'phantom_source', 'single_threaded_processor', 'order_of_window',
-           'fresh_texts', 'fresh_codes', 'fresh_window', 'make_windows', 'FreshBatches', 'MaskInputs', 'AddTargets',
-           'Pretraining', 'swap_images', 'ordered_ids', 'mean_losses', 'Validator', 'printable', 'plot_reports',
-           'panel_images', 'panel_axes', 'plot_panel', 'Panel', 'environment', 'settings_table', 'losses_table',
-           'card_header', 'slug', 'loss_results', 'model_card', 'random_weights', 'set_dropout', 'start_weights',
-           'move_weights_last', 'save_stage', 'ComputeOptions', 'split_changes', 'shared_changes', 'stage_batches',
-           'stage_learning_rate', 'training_summary', 'steps_seen', 'stage_fit_settings', 'stage_callbacks',
-           'flops_an_id', 'speed_callbacks', 'uses_bfloat16', 'StageJob', 'stage_job', 'masked_text', 'StageLearner',
-           'plot_study', 'stage_learner', 'get_learner', 'pretrain', 'load_model', 'command_line', 'main',
-           'launch_command', 'run_aloud', 'launch', 'plot_log']
+           'as_batch', 'process_share', 'check_batch', 'code_columns', 'text_lengths', 'draw_codes', 'read_rows',
+           'Batches', 'StudySource', 'phantom_report', 'phantom_image', 'phantom_source', 'single_threaded_processor',
+           'order_of_window', 'fresh_texts', 'fresh_codes', 'fresh_window', 'make_windows', 'FreshBatches',
+           'MaskInputs', 'AddTargets', 'Pretraining', 'swap_images', 'ordered_ids', 'mean_losses', 'Validator',
+           'printable', 'plot_reports', 'panel_images', 'panel_axes', 'plot_panel', 'Panel', 'environment',
+           'settings_table', 'losses_table', 'card_header', 'slug', 'loss_results', 'model_card', 'random_weights',
+           'set_dropout', 'start_weights', 'move_weights_last', 'save_stage', 'ComputeOptions', 'split_changes',
+           'shared_changes', 'stage_batches', 'stage_learning_rate', 'training_summary', 'steps_seen',
+           'stage_fit_settings', 'stage_callbacks', 'flops_an_id', 'speed_callbacks', 'uses_bfloat16', 'StageJob',
+           'stage_job', 'masked_text', 'StageLearner', 'plot_study', 'stage_learner', 'get_learner', 'pretrain',
+           'load_model', 'command_line', 'main', 'launch_command', 'run_aloud', 'launch', 'plot_log']
 
 # %% ../nbs/05_pretrain.ipynb #c4a464f4
 import argparse, itertools, json, os, platform, re, shutil, subprocess, sys, textwrap
@@ -39,7 +39,7 @@ from .core import (
     add_compute_options, atomic, changed, check_seal, compute_changes, default_device, ensure_settings,
     is_code, Layout, memory_errors, only_writer, open_run, parse_changes, read_json, rng, run_path,
     saved_settings, seal, Settings, UserError, with_new_names, write_json)
-from .generate import fill_image, generate_reports
+from .generate import fill_image, generate_study_reports
 from .model import (
     causal_loss, ChexmixForCausalLM, from_text_model, init_from_codebook, is_text, mask_tokens, new_model,
     put_text_first, sample_mask_ratios, select_targets, study_masks, target_weights)
@@ -47,7 +47,7 @@ from .phantom import in_processes, make_phantom, study_row, STUDIES_PER_BLOCK
 from .plots import label_lines, mask_to_pixels, PALETTE, save_figure
 from .processor import collate, Processor
 from .report_text import report_text
-from .token_store import open_store, split_rows
+from .token_store import all_codes, open_store, split_rows
 from .training_loop import (
     BucketedIndices, Callback, checkpoints, deterministic_algorithms, FitSettings, has_bfloat16,
     init_distributed, KeepState,
@@ -121,6 +121,8 @@ def check_combinations(stage_config: StageConfig, settings: Settings):
     if stage_config.fresh and settings.data:
         raise UserError(f'fresh studies are synthetic, but this run learns from {settings.data}: '
                         'leave fresh out, or start a run without data')
+    if stage_config.fresh and settings.images_a_study > 1:
+        raise UserError('fresh studies have one image, but this run reads two a study: leave fresh out')
     if stage_config.start and stage_config.text_model:
         raise UserError(f'a stage starts from {stage_config.start} or from the text model '
                         f'{stage_config.text_model}, not from both: leave one empty')
@@ -260,21 +262,39 @@ def check_batch(
         raise UserError(f'{world_size} processes share a batch of {batch} studies: '
                         'start fewer processes, or choose a larger batch')
 
+# %% ../nbs/05_pretrain.ipynb #7e88568d
+def code_columns(store: Dataset) -> list[str]:
+    "The columns of a store that sequences are made of."
+    names = 'codes', 'second_codes', 'variants', 'text_ids'
+    return [name for name in names if name in store.column_names]
+
 # %% ../nbs/05_pretrain.ipynb #95cb28dd
 def text_lengths(store: Dataset) -> np.ndarray:  # (n,)
-    "Ids in the text of each study."
-    columns = store.select_columns(['text_ids']).with_format('arrow')[:]
-    return pc.list_value_length(columns['text_ids']).to_numpy()
+    "Ids in the text of each study, and in its second image, if there is one: what makes sequences differ."
+    columns = store.select_columns(code_columns(store)).with_format('arrow')[:]
+    names = [name for name in ('text_ids', 'second_codes') if name in columns.column_names]
+    return sum(pc.list_value_length(columns[name]).to_numpy() for name in names)
+
+# %% ../nbs/05_pretrain.ipynb #4587528a
+def draw_codes(
+    row: dict,  # a study of a token store
+    generator: torch.Generator | None,  # None: the images as they are
+) -> list[int]:  # (k·n,) of its k images
+    "Codes of all images of a study: as they are, or one of the encodings that the store holds, by chance."
+    encodings = [all_codes(row), *row.get('variants', ())]
+    if generator is None or len(encodings) == 1: return encodings[0]
+    return encodings[int(torch.randint(len(encodings), (1,), generator=generator))]
 
 # %% ../nbs/05_pretrain.ipynb #46af362a
 def read_rows(
-    store: Dataset,  # with the columns `codes` and `text_ids` alone
+    store: Dataset,  # with `code_columns` alone
     indices: list[int],
+    generator: torch.Generator | None = None,  # draws an encoding of each; None: the images as they are
 ) -> list[dict]:
-    "Some studies of a store, read at once."
+    "Some studies of a store, read at once, with the codes of all their images."
     columns = store[indices]
-    pairs = zip(columns['codes'], columns['text_ids'])
-    return [dict(codes=codes, text_ids=text_ids) for codes, text_ids in pairs]
+    rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+    return [dict(codes=draw_codes(row, generator), text_ids=row['text_ids']) for row in rows]
 
 # %% ../nbs/05_pretrain.ipynb #ebda5d95
 class Batches:
@@ -288,7 +308,7 @@ class Batches:
     ):
         check_store(store, layout)
         check_batch(len(store), stage_config.batch, process_group.world_size)
-        self.rows = store.select_columns(['codes', 'text_ids'])
+        self.rows = store.select_columns(code_columns(store))
         self.indices_at = BucketedIndices(
             text_lengths(store), stage_config.batch, stage_config.seed, stage_config.window)
         self.stage_config, self.layout = stage_config, layout
@@ -298,7 +318,8 @@ class Batches:
         "The share of this process."
         stage_config = self.stage_config
         chosen = self.indices_at(stage_config.first_step + step)
-        rows = read_rows(self.rows, chosen[self.batch_index].tolist())
+        generator = rng(stage_config.seed, 'encodings', stage_config.first_step + step)
+        rows = read_rows(self.rows, chosen[self.batch_index].tolist(), generator)
         return as_batch(rows, step, self.batch_index, stage_config, self.layout)
 
     def close(self): pass
@@ -514,7 +535,7 @@ class Validator:
     def __init__(self, store: Dataset, layout: Layout, stage_config: StageConfig, most: int = 64):
         self.layout, self.bidirectional = layout, stage_config.bidirectional
         self.text_first = stage_config.order == 'text_image'
-        rows = [store[i] for i in range(min(most, len(store)))]
+        rows = read_rows(store.select_columns(code_columns(store)), list(range(min(most, len(store)))))
         self.own_ids = ordered_ids(rows, layout, self.text_first)
         self.swapped_ids = ordered_ids(swap_images(rows), layout, self.text_first)
         # where image positions see each other, a visible code sees itself: mask half of them
@@ -592,11 +613,12 @@ def plot_panel(
     path: Path | None = None,  # the picture is also written there
     ratio: float = .5,  # share of the codes masked
 ):
-    "Masked, filled and true image, written and true report, one study in each row."
+    "Masked, filled and true first image, written and true report, one study in each row."
     codes = torch.tensor([row['codes'] for row in rows])
     mask = study_masks([row['study_id'] for row in rows], codes.shape[1], ratio)
     columns = panel_images(lm, processor, codes, mask)
-    reports = [processor.text_tokenizer.decode(ids) for ids in generate_reports(lm, codes)]
+    ids = generate_study_reports(lm, [all_codes(row) for row in rows])
+    reports = processor.text_tokenizer.batch_decode(ids)
     fig, axes = panel_axes(len(rows), ratio)
     for i, row in enumerate(rows):
         for ax, images in zip(axes[i], columns):
@@ -760,6 +782,8 @@ def start_weights(
         raise UserError(f'the weights in {stage_config.start} are of another layout ({lm.config.layout}), '
                         f'the processor of this run says {layout}: start from weights of this run')
     lm.config.bidirectional = stage_config.bidirectional
+    lm.config.images_a_study = settings.images_a_study
+    lm.config.max_position_embeddings = max(lm.config.max_position_embeddings, settings.context)
     set_dropout(lm, stage_config.dropout)
     return lm.train()
 
@@ -1025,9 +1049,9 @@ def plot_study(
     ids: torch.Tensor,   # (T,) of one study
     mask: torch.Tensor,  # (T,) bool, True = masked
 ):
-    "The image of a study, what is left of it, and the report with masked words as blocks."
+    "The first image of a study, what is left of it, and the report with masked words as blocks."
     image = processor.decode_study(ids)['image']
-    cells = mask[is_code(ids, processor.layout)][None]  # (1, n)
+    cells = mask[is_code(ids, processor.layout)][None, :processor.layout.n_image]  # (1, n)
     pixels = mask_to_pixels(cells, processor.image_size)[0]
     for ax, shown in zip(axes, (image, image.masked_fill(pixels, .5))):
         ax.imshow(shown, cmap='gray', vmin=0, vmax=1)

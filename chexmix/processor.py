@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'ORDERS', 'Processor', 'PROCESSOR_FILE', 'PROCESSOR_CLASSES', 'OPTIONAL', 'OWN_KEYS', 'PROCESSOR_PARTS',
-           'HUB_OPTIONS', 'image_ids', 'sequence', 'collate', 'check_layout', 'list_images', 'ChexmixImageProcessor',
-           'network_input', 'ChexmixProcessor', 'load_text_tokenizer', 'local_folder', 'images_per_pass', 'read_ahead',
-           'to_unit_range', 'list_texts', 'as_tensors', 'pad_to', 'split_study']
+           'HUB_OPTIONS', 'image_ids', 'sequence', 'collate', 'check_layout', 'list_images', 'list_studies',
+           'ChexmixImageProcessor', 'network_input', 'ChexmixProcessor', 'load_text_tokenizer', 'local_folder',
+           'images_per_pass', 'read_ahead', 'to_unit_range', 'list_texts', 'as_tensors', 'pad_to', 'split_images',
+           'split_study']
 
 # %% ../nbs/tokenizer/processor.ipynb #ba62e0ab
 import copy, os, re
@@ -35,23 +36,26 @@ ORDERS = 'image first', 'text first'
 
 # %% ../nbs/tokenizer/processor.ipynb #8d1c0a0e
 def image_ids(
-    codes: torch.Tensor,  # (n,) image codes
+    codes: torch.Tensor,  # (n,) image codes; of two images (2n,)
     layout: Layout,
-) -> torch.Tensor:  # (n + 1,)
-    "Ids of an image's codes, and the id that ends the image."
-    codes = torch.as_tensor(codes, dtype=torch.long)
-    return torch.cat([codes_to_ids(codes, layout), torch.tensor([layout.image_end])])
+) -> torch.Tensor:  # (n + 1,), or (2n + 3,)
+    "Ids of the codes and of what ends an image; what begins it stands before the second one only."
+    ids = codes_to_ids(torch.as_tensor(codes, dtype=torch.long), layout)
+    start, end = torch.tensor([layout.image_start]), torch.tensor([layout.image_end])
+    images = [torch.cat([start, image, end]) for image in ids.split(layout.n_image)]
+    return torch.cat(images)[1:]
 
 # %% ../nbs/tokenizer/processor.ipynb #03115211
 def sequence(
-    codes: torch.Tensor | None,     # (n,) image codes; None leaves the sequence open for an image
+    codes: torch.Tensor | None,     # (n,), or (2n,) of two images; None leaves it open for an image
     text_ids: torch.Tensor | None,  # (t,) text ids; None leaves the sequence open for a report
     layout: Layout,
     order: str = 'image first',     # or 'text first'
 ) -> torch.Tensor:  # (T,) ids
     """A study as ids: `I_s codes I_e T_s text I_s`, or `T_s text I_s codes I_e T_s`.
 
-    It is left open where the second part is not given.
+    A second image stands behind the first as another `I_s codes I_e`.
+    The sequence is left open where the second part is not given.
     Raises `UserError` where the first part is missing.
     """
     if order not in ORDERS: raise UserError(f'no such order: {order}; choose one of {", ".join(ORDERS)}')
@@ -115,6 +119,14 @@ def list_images(
     images = list(images)
     if not images: raise UserError('an empty list holds no radiograph: give at least one')
     return images
+
+# %% ../nbs/tokenizer/processor.ipynb #beefdc57
+def list_studies(
+    images,  # as for `list_images`, one a study; or a list of studies, each a list of images
+) -> list[list]:
+    "The images of each study, the frontal one first. Raises `UserError` for a study without images."
+    images = list_images(images)
+    return [list_images(study) if isinstance(study, (list, tuple)) else [study] for study in images]
 
 # %% ../nbs/tokenizer/processor.ipynb #86ab2802
 class ChexmixImageProcessor(ImageProcessingMixin):
@@ -399,7 +411,7 @@ def pad_to(
 @patch
 def __call__(
     self: ChexmixProcessor,
-    images=None,  # one or several, see `list_images`; None, text first: open for an image
+    images=None,  # one a study, see `list_images`, or lists of two; None, text first: open for an image
     text=None,    # one a study; None, image first: open for a report
     order: str = 'image first',    # or 'text first'
     max_length: int | None = None, # ids a sequence may have
@@ -409,6 +421,7 @@ def __call__(
 ) -> BatchFeature:
     """`input_ids` and `attention_mask` (B, T) of studies.
 
+    `processor(images=[[frontal, lateral], [frontal]], text=[…, …])` are two studies of three images.
     Raises `UserError` for a sequence that is too long, and where images and texts are not as many.
     """
     if images is None and (order == 'image first' or text is None):
@@ -423,6 +436,17 @@ def __call__(
     if padding == 'max_length' and max_length: batch = pad_to(batch, max_length, self.layout.pad, side)
     return as_tensors(batch, return_tensors)
 
+# %% ../nbs/tokenizer/processor.ipynb #e4bbc72e
+@patch
+def encode_views(
+    self: ChexmixProcessor,
+    studies: list[list],  # the images of each, see `list_images`
+) -> list[torch.Tensor]:  # (k·n,) codes of the k images of each
+    "Codes of all images of each study, one image after the other."
+    flat = [image for images in studies for image in images]
+    codes = self.encode_images(self.read(flat))  # (images, n)
+    return [own.flatten() for own in codes.split([len(images) for images in studies])]
+
 # %% ../nbs/tokenizer/processor.ipynb #83157a82
 @patch
 def rows(
@@ -431,12 +455,13 @@ def rows(
     text,    # or None
 ) -> list[dict]:
     "Codes and text ids of studies, None for what is not given."
-    images = None if images is None else list_images(images)
+    studies = None if images is None else list_studies(images)
     texts = None if text is None else list_texts(text)
-    if images is not None and texts is not None and len(images) != len(texts):
-        raise UserError(f'{len(images)} images and {len(texts)} texts: give one text an image')
-    n = len(texts if images is None else images)
-    codes = [None] * n if images is None else self.encode_images(self.read(images))
+    if studies is not None and texts is not None and len(studies) != len(texts):
+        raise UserError(f'{len(studies)} images and {len(texts)} texts: give one text an image, or put the '
+                        'images of a study into a list of their own')
+    n = len(texts if studies is None else studies)
+    codes = [None] * n if studies is None else self.encode_views(studies)
     text_ids = [None] * n if texts is None else [self.tokenizer.encode(t) for t in texts]
     return [dict(codes=c, text_ids=t) for c, t in zip(codes, text_ids)]
 
@@ -444,19 +469,31 @@ def rows(
 @patch
 def encode(
     self: ChexmixProcessor,
-    image,             # a path or an array
+    image,             # a path or an array; of two images a list
     text: str | None = None,
 ) -> list[int]:
     "Ids of one study; `decode_study` is the inverse."
     text = None if text is None else [text]
     return self([image], text)['input_ids'][0].tolist()
 
+# %% ../nbs/tokenizer/processor.ipynb #73e04fd7
+def split_images(
+    ids: list[int],  # of one study, without its text
+    layout: Layout,
+) -> list[list[int]]:
+    "The codes of each image in some ids, without masked ones; of a longer image as many as fit."
+    images = [[]]
+    for i in ids:
+        if i in (layout.image_start, layout.image_end): images.append([])
+        if layout.n_text <= i < layout.mask: images[-1].append(i - layout.n_text)
+    return [codes[:layout.n_image] for codes in images if codes]
+
 # %% ../nbs/tokenizer/processor.ipynb #07201d1f
 def split_study(
     ids: list[int],  # of one study in either order, or a part of it; pads count as nothing
     layout: Layout,
-) -> tuple[list[int], list[int]]:
-    "The image codes in some ids, without masked ones, and the text ids up to the end of the text."
+) -> tuple[list[list[int]], list[int]]:
+    "The codes of each image in some ids, without masked ones, and the text ids up to the end of the text."
     ids = [i for i in ids if i != layout.pad]
     text_starts = [k + 1 for k, i in enumerate(ids) if i == layout.text_start]
     begins_with_text = not ids or ids[0] < layout.n_text and ids[0] != layout.image_start
@@ -464,16 +501,20 @@ def split_study(
     else: begin = text_starts[0] if text_starts else len(ids)
     ends = [k for k, i in enumerate(ids) if i in (layout.image_start, layout.text_start) and k >= begin]
     n_decodable = layout.n_decodable or layout.n_text
-    codes = [i - layout.n_text for i in ids if layout.n_text <= i < layout.mask]
-    text = [i for i in ids[begin:ends[0] if ends else None] if i < n_decodable and i != layout.image_end]
-    return codes[:layout.n_image], text
+    end = ends[0] if ends else len(ids)
+    text = [i for i in ids[begin:end] if i < n_decodable and i != layout.image_end]
+    image_part = ids[:begin]
+    if begins_with_text:
+        image_part = ids[end:]
+        if layout.text_start in image_part: image_part = image_part[:image_part.index(layout.text_start)]
+    return split_images(image_part, layout), text
 
 # %% ../nbs/tokenizer/processor.ipynb #e302d64b
 @patch
 def split(
     self: ChexmixProcessor,
     ids,  # (T,) of one study, in either order
-) -> tuple[list[int], list[int]]:
+) -> tuple[list[list[int]], list[int]]:
     "`split_study` of ids. Raises `UserError` for an id outside the vocabulary."
     ids, n_ids = torch.as_tensor(ids).tolist(), self.layout.n_ids
     for i in ids:
@@ -487,12 +528,18 @@ def split(
 def decode_study(
     self: ChexmixProcessor,
     ids,  # (T,) of one study, in either order
-) -> dict:  # codes: (k,); image: (H, W), None where codes are missing; text: str
-    "Codes, image and text that ids stand for. Raises `UserError` for an id outside the vocabulary."
-    codes, text_ids = self.split(ids)
-    codes = torch.tensor(codes, dtype=torch.long)
-    image = self.decode_images(codes[None])[0] if len(codes) == self.layout.n_image else None
-    return dict(codes=codes, image=image, text=self.tokenizer.decode(text_ids))
+) -> dict:  # codes: (k,); image: (H, W), None where codes are missing; images: all of them; text: str
+    """Codes, images and text that ids stand for; `image` is the first of the images.
+
+    Raises `UserError` for an id outside the vocabulary.
+    """
+    split_codes, text_ids = self.split(ids)
+    all_codes = [torch.tensor(codes, dtype=torch.long) for codes in split_codes]
+    n = self.layout.n_image
+    images = [self.decode_images(codes[None])[0] if len(codes) == n else None for codes in all_codes]
+    codes = torch.cat(all_codes) if all_codes else torch.tensor([], dtype=torch.long)
+    return dict(codes=codes, image=images[0] if images else None, images=images,
+                text=self.tokenizer.decode(text_ids))
 
 # %% ../nbs/tokenizer/processor.ipynb #cc15a9ff
 @patch

@@ -1,16 +1,19 @@
 "The token store under kills: it holds every study once."
-import os, signal, subprocess, sys, time
+import os, shutil, signal, subprocess, sys, time
 
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 
-from chexmix.core import open_run, read_json, UserError, write_json
+from chexmix.core import get_settings, open_run, read_json, start_run, UserError, write_json
 from chexmix.data import read_table
+from chexmix.generate import generate_study_reports
 from chexmix.phantom import make_phantom
+from chexmix.pretrain import load_model, pretrain
 from chexmix.processor import Processor
 from chexmix.report_text import report_text
 from chexmix.token_store import (
-    encode_studies, merge_stores, open_store, plan_store, share_file, write_share, write_token_store)
+    all_codes, encode_studies, merge_stores, open_store, plan_store, share_file, write_share,
+    write_token_store)
 
 WRITE_IN_TWO_PROCESSES = '''
 from pathlib import Path
@@ -147,3 +150,51 @@ def test_machines_with_other_studies_or_tokenizers_are_refused(tiny_run, tmp_pat
     done.rename(done.with_name('share-2-of-3.json'))
     with pytest.raises(UserError, match='2 ways to divide'):
         merge_stores(plan(here), [there], processor, settings)
+
+
+def two_view_run(tiny_run, folder, **changes):
+    "A run of six studies with two images each, with the tokenizers of `tiny_run`; one has a third image."
+    folder.mkdir()
+    write_two_views(folder)
+    table = pd.read_csv(folder/'metadata.csv')
+    further = table[(table.study_id == 'iu_0') & (table['view'] == 'PA')].copy()
+    further['path'] = 'images/further.png'
+    shutil.copy(folder/'images'/'iu_0_PA.png', folder/'images'/'further.png')
+    pd.concat([table, further]).to_csv(folder/'metadata.csv', index=False)
+    settings = get_settings('tiny', data=str(folder/'metadata.csv'), images_a_study=2, **changes)
+    start_run(folder/'run', settings)
+    processor = Processor.from_pretrained(tiny_run/'processor')
+    processor.save_pretrained(folder/'run'/'processor')
+    manifest = read_table(folder/'metadata.csv', text_kind='report', marks='drop').assign(split='train')
+    return folder/'run', processor, write_token_store(folder/'run'/'store', processor, manifest, settings)
+
+
+def test_a_study_of_two_images_is_learnt_as_one_sequence(tiny_run, tmp_path, capsys):
+    "Frontal codes, lateral codes, own report; no image is lost; the weights say that they read two."
+    run, processor, store = two_view_run(tiny_run, tmp_path/'two', augmentations=2)
+    assert 'as iu_0: the others stand in 1 sequences' in capsys.readouterr().out
+    assert sorted(store['study_id'][:]) == sorted([*(f'iu_{k}' for k in range(6)), 'iu_0'])
+    paired = [row for row in store if row['second_path']]
+    assert len(paired) == 6
+    for row in paired:
+        assert row['path'].endswith('.png') and row['second_path'].endswith(f"{row['study_id']}_LATERAL.png")
+        lateral = processor.encode_images(processor.read([row['second_path']]))[0].tolist()
+        assert row['second_codes'] == lateral
+        assert [len(codes) for codes in row['variants']] == [32, 32]
+
+    settings = open_run(run)[1]
+    pretrain(run, settings, 1, steps=3, batch=4, panels=0)
+    model, _ = load_model(run, 'stage1')
+    assert model.config.images_a_study == 2
+    reports = generate_study_reports(model, [all_codes(row) for row in store], max_new_tokens=8)
+    assert len(reports) == 7 and all(reports)
+
+
+def test_two_images_where_they_do_not_fit(tiny_run, tmp_path, capsys):
+    "A context that is too short for both gives each image a sequence; a model of one image refuses two."
+    _, processor, store = two_view_run(tiny_run, tmp_path/'short', context=60)
+    assert 'each image has a sequence of its own' in capsys.readouterr().out
+    assert len(store) == 13 and 'second_codes' not in store.column_names
+    model, _ = load_model(tiny_run, 'stage1')
+    with pytest.raises(UserError, match='reads 1 image a study, and is given 2'):
+        generate_study_reports(model, [[*store[0]['codes'], *store[1]['codes']]])
