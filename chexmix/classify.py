@@ -46,7 +46,7 @@ from .records import (
 from .report_text import (
     FINDINGS, label_report, PARENTS, report_mentions, report_sections, report_text,
     resolve_uncertain, standard_rules)
-from .token_store import split_rows
+from .token_store import print_first_image, split_rows, study_codes
 from .tokenizer import open_studies
 
 # %% ../nbs/06_classify.ipynb #fadc5370
@@ -61,16 +61,22 @@ class Cohort:
 
     def __len__(self): return len(self.study_ids)
 
+    def masks(self, ratio: float, seed: int = 0) -> torch.Tensor:  # (N, n) bool, True = masked
+        "The masks of these studies, see `study_masks`."
+        return study_masks(self.study_ids, self.codes.shape[1], ratio, seed, self.codes >= 0)
+
 # %% ../nbs/06_classify.ipynb #500ac716
 def cohort(
     rows: Dataset,              # of a token store
     uncertain: str = 'ignore',  # policy of `resolve_uncertain`
+    all_images: bool = False,   # the codes of all images of a study, or of the first one alone
 ) -> Cohort:
     "Rows of a token store as arrays, uncertain labels resolved."
     names = list(FINDINGS)
     labels = pd.DataFrame(np.array(rows['labels'], dtype=float), columns=names)
     resolved = resolve_uncertain(labels, uncertain)[names].to_numpy()
-    patients, codes = np.array(rows['patient_id']), torch.tensor(rows['codes'])
+    codes = study_codes(rows) if all_images else torch.tensor(rows['codes'])
+    patients = np.array(rows['patient_id'])
     return Cohort(list(rows['study_id']), patients, list(rows['path']), codes, resolved)
 
 # %% ../nbs/06_classify.ipynb #3aa2fdb6
@@ -292,7 +298,7 @@ def score_system(
     for ratio in progress(ratios, f'{name}, ratios'):
         x = {}
         for split, c in groups.items():
-            x[split] = features(c, study_masks(c.study_ids, c.codes.shape[1], ratio, seed))
+            x[split] = features(c, c.masks(ratio, seed))
         tried = sweep(x, groups, strengths)
         strengths = [float(tried.groupby('strength').valid.mean().idxmax())]
         tried = tried[tried.strength == strengths[0]].set_index('layer')
@@ -411,6 +417,7 @@ def evaluate_classify(
     if not models or not ratios: raise UserError('name at least one model and one masking ratio')
     loaded = {name: load_model(folder, name)[0] for name in models}
     studies, info = open_studies(folder, data)
+    print_first_image(studies, 'the probe')
     groups = cohorts(studies, most, uncertain)
     print_skipped(evaluable_findings(groups))
     detail = dict(pooling=pooling(regions), uncertain=uncertain)
@@ -551,10 +558,10 @@ def log_mean_over_images(
 
 # %% ../nbs/06_classify.ipynb #b11331f3
 def masked_image(
-    n_image: int,  # codes of an image
+    n_codes: int,  # of an image, or of all images of a study
 ) -> tuple[torch.Tensor, torch.Tensor]:  # codes (1, n); mask (1, n) bool
     "An image of which every code is masked."
-    return torch.zeros(1, n_image, dtype=torch.long), torch.ones(1, n_image, dtype=torch.bool)
+    return torch.zeros(1, n_codes, dtype=torch.long), torch.ones(1, n_codes, dtype=torch.bool)
 
 # %% ../nbs/06_classify.ipynb #d1609814
 def new_questions(
@@ -568,7 +575,8 @@ def new_questions(
     "Questions for a model, with the prior of each statement. No label is used."
     no_prior = np.zeros(statements.text.nunique())
     questions = Questions(section, statements, no_prior, fingerprint(model))
-    if codes is None: codes, mask = masked_image(processor.layout.n_image)
+    n_images = getattr(model.config, 'images_a_study', 1)
+    if codes is None: codes, mask = masked_image(n_images * processor.layout.n_image)
     log_likelihood = statement_log_likelihood(model, processor, questions, codes, mask)
     return replace(questions, log_prior=log_mean_over_images(log_likelihood))
 
@@ -776,8 +784,7 @@ def cohort_log_likelihood(
     seed: int = 0,  # of masks
 ) -> np.ndarray:    # (N, M) nats
     "Log-likelihood of each statement after each study's image, masked by `study_masks`."
-    mask = study_masks(cohort.study_ids, cohort.codes.shape[1], ratio, seed)
-    return statement_log_likelihood(model, processor, questions, cohort.codes, mask)
+    return statement_log_likelihood(model, processor, questions, cohort.codes, cohort.masks(ratio, seed))
 
 # %% ../nbs/06_classify.ipynb #489d773a
 def ask_test(
@@ -811,7 +818,8 @@ def rival_scores(
         shares = sampled_findings(model, processor, test.codes, mask, samples, seed)
         scores[f'{samples} sampled reports'] = shares
     if probe:
-        x = embed(model, test.codes, mask, layers=[probe.layer], regions=probe.regions)[:, 0]
+        first = slice(processor.layout.n_image)  # the image that probes are fitted on
+        x = embed(model, test.codes[:, first], mask[:, first], layers=[probe.layer], regions=probe.regions)[:, 0]
         scores['probe'] = np.full((len(test), len(FINDINGS)), np.nan)
         scores['probe'][:, probe.findings] = probe(x.numpy())
     return scores
@@ -906,9 +914,8 @@ def ask_at_ratios(
         likely = [cohort_log_likelihood(model, processor, masked, groups[split], ratio, seed)
                   for split in ('valid', 'test')]
         asked[ratio] = ask_test(masked, *likely, groups['valid'].labels)
-        mask = study_masks(test.study_ids, test.codes.shape[1], ratio, seed)
         detail = dict(ratio=ratio, statements=len(masked.texts), valid=len(groups['valid']))
-        records += ask_records(name, asked[ratio], rivals(mask), test, detail, seed)
+        records += ask_records(name, asked[ratio], rivals(test.masks(ratio, seed)), test, detail, seed)
     return records, asked
 
 # %% ../nbs/06_classify.ipynb #eed672fd
@@ -952,7 +959,7 @@ def ask_cohorts(
     for split in ('valid', 'test'):
         rows = split_rows(studies, split, most)
         if not len(rows): raise UserError(f'no study is in the split {split}: give more studies')
-        groups[split] = cohort(rows)
+        groups[split] = cohort(rows, all_images=True)
     return groups
 
 # %% ../nbs/06_classify.ipynb #c7c29188

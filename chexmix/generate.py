@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['AllowedIds', 'report_ids', 'PreallocatedLayer', 'preallocated_cache', 'last_position_only', 'prefill', 'head_rows',
            'next_state', 'greedy_decode', 'generate_with_transformers', 'report_prompt', 'room_for_text',
-           'until_closing', 'generate_reports', 'generate_study_reports', 'sample_index', 'choose_codes', 'guess_codes',
-           'n_still_masked', 'least_certain', 'fill_in_rounds', 'fill_left_to_right', 'fill_image', 'pad_left',
-           'append_image', 'append_image_in_rounds', 'image_prompts', 'generate_images', 'image_cache', 'closed_texts',
-           'text_log_likelihood_after', 'text_log_likelihood', 'score_texts', 'TextTree', 'text_tree',
-           'tree_log_likelihood', 'score_continuations']
+           'until_closing', 'generate_in_batch', 'equally_long', 'generate_reports', 'sample_index', 'choose_codes',
+           'guess_codes', 'n_still_masked', 'least_certain', 'fill_in_rounds', 'fill_left_to_right', 'code_positions',
+           'fill_image', 'pad_left', 'append_image', 'append_image_in_rounds', 'image_prompts', 'generate_images',
+           'image_cache', 'closed_texts', 'text_log_likelihood_after', 'text_log_likelihood', 'score_texts', 'TextTree',
+           'text_tree', 'tree_log_likelihood', 'score_continuations']
 
 # %% ../nbs/model/generate.ipynb #89d52731
 import copy, itertools, math
@@ -216,24 +216,20 @@ def until_closing(row: list[int], closing: list[int]) -> list[int]:
     return list(itertools.takewhile(lambda i: i not in closing, row))
 
 # %% ../nbs/model/generate.ipynb #5a7fc558
-def generate_reports(
+def generate_in_batch(
     model: PhiForCausalLM,
-    codes: torch.Tensor,               # (B, n) image codes; of two images (B, 2n)
-    mask: torch.Tensor | None = None,  # (B, n) bool, True = masked
-    max_new_tokens: int = 200,         # the context may leave fewer
-    min_new_tokens: int = 5,           # before which a report cannot end
-    guidance: float | None = None,     # see `apply_guidance`; None = as configured
-    **generate_kwargs,                 # to transformers' `generate`, for example num_beams=4; no guidance
+    codes: torch.Tensor,        # (B, k·n) of studies with as many images
+    mask: torch.Tensor | None,  # (B, k·n) bool, True = masked
+    most: int,                  # new ids; the context may leave fewer
+    least: int,                 # new ids before a report can end
+    guidance: float,            # see `apply_guidance`
+    **generate_kwargs,          # to transformers' `generate`
 ) -> list[list[int]]:
-    """A report for each image as text ids, without the closing id.
-
-    Greedy, unless options of transformers' `generate` are given.
-    Raises `UserError` where the context leaves no room."""
-    if guidance is None: guidance = getattr(model.config, 'guidance', 1.)
+    "Reports of studies whose prompts are equally long, as `generate_reports`."
     ids = report_prompt(model, codes, mask)
     closing, allowed = report_ids(model.config.layout)
-    most = min(max_new_tokens, room_for_text(model, ids.shape[1]))
-    least = min(min_new_tokens, most)
+    most = min(most, room_for_text(model, ids.shape[1]))
+    least = min(least, most)
     if generate_kwargs: new = generate_with_transformers(model, ids, most, least, **generate_kwargs)
     else:
         if guidance != 1:  # the same prompts again, without the image
@@ -244,17 +240,39 @@ def generate_reports(
     return [until_closing(row, closing) for row in new.tolist()]
 
 # %% ../nbs/model/generate.ipynb #fc12173c
-def generate_study_reports(
+def equally_long(
+    codes: torch.Tensor,               # (B, k·n); -1 where a study has fewer images than k
+    mask: torch.Tensor | None = None,  # (B, k·n) bool
+) -> list[tuple]:  # of (b,) rows, their codes (b, m), their mask (b, m)
+    "Studies by the number of their images, without the -1."
+    n_codes, parts = (codes >= 0).sum(1), []
+    for length in n_codes.unique().tolist():
+        rows = (n_codes == length).nonzero()[:, 0]
+        parts.append((rows, codes[rows, :length], None if mask is None else mask[rows, :length]))
+    return parts
+
+# %% ../nbs/model/generate.ipynb #cc18c56e
+def generate_reports(
     model: PhiForCausalLM,
-    studies: list[list[int]],  # codes of all images of each, (k·n,)
-    **options,                 # as of `generate_reports`
+    codes: torch.Tensor,               # (B, n) image codes; of two images (B, 2n), -1 where there is one
+    mask: torch.Tensor | None = None,  # (B, n) bool, True = masked
+    max_new_tokens: int = 200,         # the context may leave fewer
+    min_new_tokens: int = 5,           # before which a report cannot end
+    guidance: float | None = None,     # see `apply_guidance`; None = as configured
+    **generate_kwargs,                 # to transformers' `generate`, for example num_beams=4; no guidance
 ) -> list[list[int]]:
-    "A report for each study as text ids, whether it has one image or two; see `generate_reports`."
-    reports = [[] for _ in studies]
-    for length in sorted(set(map(len, studies))):
-        places = [i for i, codes in enumerate(studies) if len(codes) == length]
-        written = generate_reports(model, torch.tensor([studies[i] for i in places]), **options)
-        for i, ids in zip(places, written): reports[i] = ids
+    """A report for each study as text ids, without the closing id.
+
+    Greedy, unless options of transformers' `generate` are given.
+    Raises `UserError` where the context leaves no room."""
+    if guidance is None: guidance = getattr(model.config, 'guidance', 1.)
+    copies = generate_kwargs.get('num_return_sequences', 1)
+    reports = [None] * (copies * len(codes))
+    for rows, own_codes, own_mask in equally_long(codes, mask):
+        new = generate_in_batch(
+            model, own_codes, own_mask, max_new_tokens, min_new_tokens, guidance, **generate_kwargs)
+        for i, row in enumerate(rows.tolist()):
+            reports[copies * row:copies * (row + 1)] = new[copies * i:copies * (i + 1)]
     return reports
 
 # %% ../nbs/model/generate.ipynb #fbc735ac
@@ -344,28 +362,36 @@ def fill_in_rounds(
 # %% ../nbs/model/generate.ipynb #4fb779f5
 def fill_left_to_right(
     model: PhiForCausalLM,
-    ids: torch.Tensor,   # (B, 1 + n) `I_s codes`; those to fill are overwritten
-    mask: torch.Tensor,  # (B, n) bool, codes to fill
+    ids: torch.Tensor,   # (B, T) `I_s codes`; codes to fill are overwritten
+    mask: torch.Tensor,  # (B, T) bool, codes to fill
     generator: torch.Generator | None,  # on the CPU, for temperature > 0
     temperature: float,  # 0 = greedy
-) -> torch.Tensor:  # (B, 1 + n)
-    "Fill masked codes one after the other, each predicted from all codes before it."
+) -> torch.Tensor:  # (B, T)
+    "Fill masked codes one after the other, each predicted from all ids before it."
     cache = preallocated_cache(model, *ids.shape)
     read = 0  # ids that the cache holds
-    for column in mask.any(0).nonzero()[:, 0].tolist():
-        stop = column + 1  # the code at `column` stands there, and is predicted by the id before it
+    for position in mask.any(0).nonzero()[:, 0].tolist():
         with evaluating(model):
-            unread = ids[:, read:stop]
+            unread = ids[:, read:position]
             output = model(unread, past_key_values=cache, use_cache=True, logits_to_keep=1)
         choice = choose_codes(output.logits[:, -1], model.config.layout, generator, temperature)  # (B,)
-        ids[:, stop] = torch.where(mask[:, column], choice, ids[:, stop])
-        read = stop
+        ids[:, position] = torch.where(mask[:, position], choice, ids[:, position])
+        read = position
     return ids
+
+# %% ../nbs/model/generate.ipynb #974a2b2a
+def code_positions(
+    n_codes: int,  # of all images of a study
+    layout: Layout,
+) -> torch.Tensor:  # (n_codes,)
+    "Where the codes stand in `image_prompt`: after `I_s`, and after `I_e I_s` before each further image."
+    index = torch.arange(n_codes)
+    return index + 1 + 2 * (index // layout.n_image)
 
 # %% ../nbs/model/generate.ipynb #19697005
 def fill_image(
     model: PhiForCausalLM,
-    codes: torch.Tensor,  # (B, n) image codes; what stands at masked positions is never read
+    codes: torch.Tensor,  # (B, n) image codes, of two images (B, 2n); masked ones are never read
     mask: torch.Tensor,   # (B, n) bool, True = masked, to be filled
     generator: torch.Generator | None = None,  # on the CPU, for temperature > 0
     temperature: float = 0,  # 0 = greedy
@@ -374,12 +400,14 @@ def fill_image(
 
     Left to right and top to bottom, or in rounds where the model is bidirectional."""
     layout = model.config.layout
-    mask = mask.to(model.device)
     ids = image_prompt(model, codes, mask)
+    positions = code_positions(codes.shape[1], layout).to(ids.device)
+    to_fill = torch.zeros_like(ids, dtype=torch.bool)
+    to_fill[:, positions] = mask.to(ids.device)
     if getattr(model.config, 'bidirectional', False):
-        ids = fill_in_rounds(model, ids, F.pad(mask, (1, 0)), None, generator, temperature)
-    else: ids = fill_left_to_right(model, ids, mask, generator, temperature)
-    return ids_to_codes(ids[:, 1:], layout)
+        ids = fill_in_rounds(model, ids, to_fill, None, generator, temperature)
+    else: ids = fill_left_to_right(model, ids, to_fill, generator, temperature)
+    return ids_to_codes(ids[:, positions], layout)
 
 # %% ../nbs/model/generate.ipynb #a2fbb442
 def pad_left(
@@ -519,12 +547,12 @@ def text_log_likelihood(
 # %% ../nbs/model/generate.ipynb #7c6d8586
 def score_texts(
     model: PhiForCausalLM,
-    codes: torch.Tensor,      # (n,) codes of one image
+    codes: torch.Tensor,      # (n,) codes of one image; of two (2n,), -1 where there is one
     texts: list[list[int]],   # M texts
     batch: int = 64,          # texts at once
 ) -> torch.Tensor:  # (M,) nats
     "Log-likelihood of each text after the same image; `text_log_likelihood` with one image repeated."
-    cache_of_image, scores = image_cache(model, codes[None]), []
+    cache_of_image, scores = image_cache(model, codes[codes >= 0][None]), []
     for start in range(0, len(texts), batch):
         some = texts[start:start + batch]
         cache = copy.deepcopy(cache_of_image)
@@ -590,7 +618,7 @@ def tree_log_likelihood(
 # %% ../nbs/model/generate.ipynb #9b378809
 def score_continuations(
     model: PhiForCausalLM,
-    codes: torch.Tensor,         # (N, n) image codes
+    codes: torch.Tensor,         # (N, n) image codes; of two images (N, 2n), -1 where there is one
     mask: torch.Tensor | None,   # (N, n) bool, True = masked
     beginning: list[int],        # text ids with which the report begins
     texts: list[list[int]],      # M texts that may follow
@@ -606,8 +634,10 @@ def score_continuations(
     starts = range(0, len(codes), batch)
     if len(starts) > 3: starts = progress(starts, 'likelihoods')
     for start in starts:
-        rows = slice(start, start + batch)
-        cache = image_cache(model, codes[rows], None if mask is None else mask[rows], *before)
-        for part, tree in zip(parts, trees):
-            scores[rows, part] = tree_log_likelihood(model, cache, tree).cpu()
+        some = slice(start, start + batch)
+        for rows, own_codes, own_mask in equally_long(codes[some], None if mask is None else mask[some]):
+            cache = image_cache(model, own_codes, own_mask, *before)
+            for part, tree in zip(parts, trees):
+                own_scores = tree_log_likelihood(model, cache, tree).cpu()
+                scores[start + rows[:, None].cpu(), torch.tensor(part)] = own_scores
     return scores

@@ -24,7 +24,7 @@ from PIL import Image
 from .classify import cohort, evaluable
 from .core import atomic, open_run, progress, rng, UserError
 from .finding_classifier import finding_logits, train_finding_classifier
-from .generate import fill_image
+from .generate import equally_long, fill_image
 from .metrics import (
     bootstrap_interval, macro, masked_mse, masked_psnr, masked_ssim, weighted_auroc, weighted_mean)
 from .model import ChexmixForCausalLM, study_masks
@@ -34,7 +34,7 @@ from .processor import Processor
 from .radiograph import read_images
 from .records import (
     content_hash, paired_records, papermill_command, Record, save_records, save_study_values, StudyValues)
-from .token_store import open_store, split_rows
+from .token_store import open_store, print_first_image, split_rows
 from .tokenizer import open_studies
 
 # %% ../nbs/07_inpaint.ipynb #bcd18a84
@@ -80,18 +80,20 @@ def inpaint(
 # %% ../nbs/07_inpaint.ipynb #d1f3304e
 def fill_in_batches(
     model: ChexmixForCausalLM,
-    codes: torch.Tensor,  # (B, n); what stands at masked positions is never read
+    codes: torch.Tensor,  # (B, n); of two images (B, 2n), -1 where there is one; masked ones are never read
     mask: torch.Tensor,   # (B, n) bool, True = masked
     generator: torch.Generator | None = None,
     temperature: float = 0.,
     batch: int = 64,      # images at once
 ) -> torch.Tensor:        # (B, n)
     "Codes with the masked ones filled in, on the CPU."
-    parts = []
-    for part_codes, part_mask in zip(codes.split(batch), mask.split(batch)):
-        filled = fill_image(model, part_codes, part_mask, generator=generator, temperature=temperature)
-        parts.append(filled.cpu())
-    return torch.cat(parts)
+    filled = codes.clone()
+    for start in range(0, len(codes), batch):
+        some = slice(start, start + batch)
+        for rows, own_codes, own_mask in equally_long(codes[some], mask[some]):
+            own = fill_image(model, own_codes, own_mask, generator=generator, temperature=temperature)
+            filled[start + rows, :own.shape[1]] = own.cpu()
+    return filled
 
 # %% ../nbs/07_inpaint.ipynb #4c776d54
 def fill_codes(
@@ -324,6 +326,7 @@ def masked_test_studies(
 ) -> tuple[MaskedStudies, dict]:  # the masks; the studies' name, synthetic, n, hash
     "Test studies with their masks. Raises `UserError` where there is no test study."
     studies, info = open_studies(folder, data)
+    print_first_image(studies, 'inpainting')
     test = split_rows(studies, 'test', most)  # the same studies whatever the seed
     if not len(test):
         raise UserError(f'no study of {info["name"]} is in the split test: '

@@ -39,7 +39,7 @@ from .core import (
     add_compute_options, atomic, changed, check_seal, compute_changes, default_device, ensure_settings,
     is_code, Layout, memory_errors, only_writer, open_run, parse_changes, read_json, rng, run_path,
     saved_settings, seal, Settings, UserError, with_new_names, write_json)
-from .generate import fill_image, generate_study_reports
+from .generate import fill_image, generate_reports
 from .model import (
     causal_loss, ChexmixForCausalLM, from_text_model, init_from_codebook, is_text, mask_tokens, new_model,
     put_text_first, sample_mask_ratios, select_targets, study_masks, target_weights)
@@ -47,7 +47,7 @@ from .phantom import in_processes, make_phantom, study_row, STUDIES_PER_BLOCK
 from .plots import label_lines, mask_to_pixels, PALETTE, save_figure
 from .processor import collate, Processor
 from .report_text import report_text
-from .token_store import all_codes, open_store, split_rows
+from .token_store import all_codes, open_store, split_rows, study_codes
 from .training_loop import (
     BucketedIndices, Callback, checkpoints, deterministic_algorithms, FitSettings, has_bfloat16,
     init_distributed, KeepState,
@@ -617,7 +617,7 @@ def plot_panel(
     codes = torch.tensor([row['codes'] for row in rows])
     mask = study_masks([row['study_id'] for row in rows], codes.shape[1], ratio)
     columns = panel_images(lm, processor, codes, mask)
-    ids = generate_study_reports(lm, [all_codes(row) for row in rows])
+    ids = generate_reports(lm, study_codes(rows))
     reports = processor.text_tokenizer.batch_decode(ids)
     fig, axes = panel_axes(len(rows), ratio)
     for i, row in enumerate(rows):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CLINICAL', 'EXTERNAL_METRICS', 'READINGS', 'LEADING', 'with_report', 'report_studies', 'write_reports',
-           'masked_readings', 'write_report', 'affirmed', 'named_findings', 'affirmed_names', 'own_and_other',
-           'f1_statistics', 'plain_word_values', 'report_values', 'text_statistics', 'report_statistics',
-           'report_record', 'check_report_lists', 'score_values', 'score_report', 'finding_counts', 'finding_records',
-           'medoid', 'constant_report', 'best_constant_set', 'best_constant_report', 'unique_ids',
+           'hide_study_pixels', 'masked_readings', 'write_report', 'affirmed', 'named_findings', 'affirmed_names',
+           'own_and_other', 'f1_statistics', 'plain_word_values', 'report_values', 'text_statistics',
+           'report_statistics', 'report_record', 'check_report_lists', 'score_values', 'score_report', 'finding_counts',
+           'finding_records', 'medoid', 'constant_report', 'best_constant_set', 'best_constant_report', 'unique_ids',
            'write_reports_jsonl', 'parse_report', 'read_reports_jsonl', 'radgraph_f1', 'chexbert_f1', 'green',
            'run_adapter', 'external_records', 'choose_examples', 'save_thumbnails', 'example_texts', 'save_examples',
            'compare_findings', 'finding_marks', 'thumbnail_html', 'text_html', 'example_card', 'example_cards',
@@ -46,7 +46,7 @@ from .radiograph import read_images
 from .records import (
     content_hash, paired_records, papermill_command, Record, save_records, save_study_values, StudyValues)
 from .report_text import FINDINGS, label_report
-from .token_store import open_store, split_rows
+from .token_store import open_store, split_rows, study_codes
 from .tokenizer import open_studies
 
 # %% ../nbs/08_report.ipynb #982fd5df
@@ -70,7 +70,7 @@ def report_studies(
 def write_reports(
     model: ChexmixForCausalLM,
     processor: Processor,
-    codes: torch.Tensor,               # (B, n)
+    codes: torch.Tensor,               # (B, n); of two images (B, 2n), -1 where there is one
     mask: torch.Tensor | None = None,  # (B, n) bool, True = masked
     batch: int = 128,                  # studies at once
     longest: int = 200,                # text ids; the context may leave fewer
@@ -85,6 +85,22 @@ def write_reports(
         ids += generate_reports(model, part_codes, part_mask, max_new_tokens=longest, guidance=guidance)
     return [processor.text_tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
 
+# %% ../nbs/08_report.ipynb #c1c5071e
+def hide_study_pixels(
+    processor: Processor,
+    rows: Dataset,        # studies
+    codes: torch.Tensor,  # (N, n) of them; of two images (N, 2n), -1 where there is one
+    mask: torch.Tensor,   # (N, n) bool, True = hidden
+    gray: float,          # that stands in hidden cells
+) -> torch.Tensor:        # (N, n)
+    "Codes of the studies' images when the pixels of hidden cells are gray before they are encoded."
+    codes, n = codes.clone(), processor.layout.n_image
+    for k, column in enumerate(('path', 'second_path')[:codes.shape[1] // n]):
+        there, cells = (codes[:, k * n] >= 0).nonzero()[:, 0], slice(k * n, (k + 1) * n)
+        images = read_images([rows[column][i] for i in there.tolist()], processor.image_size)
+        codes[there, cells] = hide_pixels(processor, images, mask[there, cells], gray)
+    return codes
+
 # %% ../nbs/08_report.ipynb #a428b32d
 def masked_readings(
     model: ChexmixForCausalLM,
@@ -95,15 +111,14 @@ def masked_readings(
     seed: int = 0,  # of the masks
 ) -> dict[str, tuple]:  # reading → codes (N, n), mask (N, n)
     "A masked image as a model can read it; a full image has one reading without a name."
-    codes = torch.tensor(rows['codes'])
-    mask = study_masks(rows['study_id'], codes.shape[1], ratio, seed)
+    codes = study_codes(rows)
+    mask = study_masks(rows['study_id'], codes.shape[1], ratio, seed, codes >= 0)
     if not mask.any(): return {'': (codes, mask)}
-    images = read_images(rows['path'], processor.image_size)
     nothing = torch.zeros_like(mask)
     return {
         'mask id': (codes, mask),
         'filled first': (fill_in_batches(model, codes, mask), nothing),
-        'pixels hidden': (hide_pixels(processor, images, mask, gray), mask)}
+        'pixels hidden': (hide_study_pixels(processor, rows, codes, mask, gray), mask)}
 
 # %% ../nbs/08_report.ipynb #65acf667
 def write_report(
@@ -884,7 +899,7 @@ def guidance_records(
     seed: int = 0,    # of the bootstrap
 ) -> list[Record]:
     "What guidance does to reports of full images; of task `guidance`, since these are not test studies."
-    codes = torch.tensor(rows['codes'])
+    codes = study_codes(rows)
     references, patients = rows['text'][:], rows['patient_id'][:]
     records = []
     for strength in progress(strengths, f'guidance of {name}'):

@@ -34,7 +34,7 @@ from .processor import Processor
 from .radiograph import read_images
 from .records import content_hash, papermill_command, Record, save_records
 from .report import affirmed_names
-from .token_store import split_rows
+from .token_store import print_first_image, split_rows, study_codes
 from .tokenizer import open_studies
 
 # %% ../nbs/09_retrieve.ipynb #6a1c09ee
@@ -126,7 +126,7 @@ def choose_alignment(
 # %% ../nbs/09_retrieve.ipynb #f972c17d
 def likelihood_scores(
     model: ChexmixForCausalLM,
-    codes: torch.Tensor,        # (N, n) of the images
+    codes: torch.Tensor,        # (N, n) of the images; of two images (N, 2n), -1 where there is one
     text_ids: list[list[int]],  # of M reports
     title: str = 'likelihood',  # on the line of progress
     batch: int = 16,            # reports at once; more means more padding
@@ -294,11 +294,11 @@ def pair_scores(
     test = pool.test.select(range(pool.pairs))
     valid = pool.valid.select(range(min(len(pool.valid), pool.pairs)))
     texts = test['text_ids']
-    own = likelihood_scores(model, torch.tensor(test['codes']), texts, f'{title}, likelihood')
+    own = likelihood_scores(model, study_codes(test), texts, f'{title}, likelihood')
     alone = text_log_likelihood(model, None, texts).cpu()
     expected = alone
     if len(valid):
-        other = likelihood_scores(model, torch.tensor(valid['codes']), texts, f'{title}, other images')
+        other = likelihood_scores(model, study_codes(valid), texts, f'{title}, other images')
         expected = log_mean(other)
     return {'likelihood': own - expected, 'likelihood, report alone': own - alone}
 
@@ -509,6 +509,7 @@ def evaluate_retrieve(
     "Score models on one pool, beside chance; records, pool, examples and pictures are saved."
     loaded = {name: load_model(folder, name) for name in models}
     store, info = open_studies(folder, data)
+    print_first_image(store, 'retrieval by embedding')
     studies, records = sample_pool(store, pool, pairs, most, larger), []
     for name, (model, processor) in loaded.items():
         scores, layers = retrieval_scores(model, studies, name)

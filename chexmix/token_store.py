@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STUDY_COLUMNS', 'MORE_COLUMNS', 'LEAST_TEXT', 'store_features', 'pair_views', 'print_pairs', 'text_room',
            'images_that_fit', 'move_images', 'encode_variants', 'encode_seconds', 'more_columns', 'encode_studies',
-           'all_codes', 'study_codes', 'with_paths', 'map_paths', 'write_part', 'store_parts', 'encode_part',
-           'write_store_parts', 'open_store', 'frame_hash', 'store_identity', 'placed_in', 'store_rows', 'StorePlan',
-           'plan_store', 'finish_store', 'write_token_store', 'parse_share', 'share_file', 'write_share',
+           'all_codes', 'study_codes', 'print_first_image', 'with_paths', 'map_paths', 'write_part', 'store_parts',
+           'encode_part', 'write_store_parts', 'open_store', 'frame_hash', 'store_identity', 'placed_in', 'store_rows',
+           'StorePlan', 'plan_store', 'finish_store', 'write_token_store', 'parse_share', 'share_file', 'write_share',
            'processor_hash', 'finished_shares', 'take_parts', 'merge_stores', 'split_rows']
 
 # %% ../nbs/tokenizer/token_store.ipynb #02bd069e
@@ -187,14 +187,23 @@ def all_codes(
 
 # %% ../nbs/tokenizer/token_store.ipynb #a1dc4b39
 def study_codes(
-    studies: Dataset,
+    studies,  # rows of a token store
 ) -> torch.Tensor:  # (N, k·n); -1 where a study has fewer than k images
     "Codes of all images of studies."
-    rows = [torch.tensor(codes) for codes in studies['codes']]
-    if 'second_codes' in studies.column_names:
-        seconds = [torch.tensor(codes, dtype=torch.long) for codes in studies['second_codes']]
-        rows = [torch.cat(pair) for pair in zip(rows, seconds)]
+    columns = ['codes', 'second_codes']
+    if isinstance(studies, Dataset):
+        studies = studies.select_columns([name for name in columns if name in studies.column_names])
+    rows = [torch.tensor(all_codes(row)) for row in studies]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+
+# %% ../nbs/tokenizer/token_store.ipynb #519f13ed
+def print_first_image(
+    studies: Dataset,
+    what: str,  # that looks at one image, for example 'inpainting'
+):
+    "Say that only the first image is looked at, where there are two."
+    if 'second_codes' in studies.column_names:
+        print(f'{what} looks at the first image of each study alone')
 
 # %% ../nbs/tokenizer/token_store.ipynb #bc27862e
 def with_paths(
