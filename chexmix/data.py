@@ -11,9 +11,9 @@ __all__ = ['MANIFEST_COLUMNS', 'MOST_UNPACKED', 'MOST_ROWS', 'MAX_TEXT', 'view_n
            'absolute_paths', 'identities', 'similar_ids', 'print_similar_ids', 'one_line', 'text_columns',
            'check_lengths', 'fill_section', 'texts', 'missing_texts', 'split_names', 'sentences_from_labels',
            'where_no_text', 'run_chunk', 'run_parts', 'map_in_processes', 'fill_labels', 'rows_of_table', 'of_kind',
-           'read_table', 'treat_marks', 'without_frontal', 'print_lost_frontal', 'print_summary', 'check_disjoint',
-           'concatenate', 'to_parquet', 'patient_number', 'split_by_patient', 'split_sizes', 'check_split',
-           'read_split', 'with_split', 'thumbnail', 'perceptual_hash', 'scan_one', 'read_once', 'scan']
+           'read_table', 'print_marks_alone', 'treat_marks', 'without_frontal', 'print_lost_frontal', 'print_summary',
+           'check_disjoint', 'concatenate', 'to_parquet', 'patient_number', 'split_by_patient', 'split_sizes',
+           'check_split', 'read_split', 'with_split', 'thumbnail', 'perceptual_hash', 'scan_one', 'read_once', 'scan']
 
 # %% ../nbs/01_data.ipynb #718f0c80
 import csv, gzip, hashlib, io, os, re, zlib
@@ -729,12 +729,24 @@ def read_table(
     manifest = treat_marks(manifest, marks)
     return with_split(manifest, split) if split else manifest
 
+# %% ../nbs/01_data.ipynb #81a0a554
+def print_marks_alone(manifest: pd.DataFrame):
+    "Print how many studies have a report of which nothing is left but marks of de-identification."
+    sections = [manifest['findings_text'], manifest['impression_text']]
+    words = [map_unique(partial(write_marks, policy='drop'), section) for section in sections]
+    has_text = (sections[0] != '') | (sections[1] != '')
+    lost = manifest['study_id'][has_text & (words[0] == '') & (words[1] == '')].unique()
+    if len(lost):
+        print(f'{len(lost)} studies have reports of removed words (XXXX) alone, for example {lost[0]}: '
+              'marks=\'drop\' makes them studies without a report')
+
 # %% ../nbs/01_data.ipynb #7c83f840
 def treat_marks(
     manifest: pd.DataFrame,
     policy: str,  # see `write_marks`
 ) -> pd.DataFrame:
     "A copy whose texts have their marks of de-identification treated by a policy."
+    print_marks_alone(manifest)
     treated = partial(write_marks, policy=policy)
     sections = {name: map_unique(treated, manifest[name]) for name in ('findings_text', 'impression_text')}
     return manifest.assign(**sections)
