@@ -818,8 +818,8 @@ def rival_scores(
         shares = sampled_findings(model, processor, test.codes, mask, samples, seed)
         scores[f'{samples} sampled reports'] = shares
     if probe:
-        first = slice(processor.layout.n_image)  # the image that probes are fitted on
-        x = embed(model, test.codes[:, first], mask[:, first], layers=[probe.layer], regions=probe.regions)[:, 0]
+        n = processor.layout.n_image  # codes of the first image, which probes are fitted on
+        x = embed(model, test.codes[:, :n], mask[:, :n], layers=[probe.layer], regions=probe.regions)[:, 0]
         scores['probe'] = np.full((len(test), len(FINDINGS)), np.nan)
         scores['probe'][:, probe.findings] = probe(x.numpy())
     return scores

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ConfidenceInterval', 'patient_weights', 'percentile_interval', 'bootstrap_interval', 'weighted_mean', 'seed_shares',
-           'exact_difference', 'paired_interval', 'paired_verdict', 'weight_by_rank', 'weighted_auroc',
+           'exact_difference', 'paired_interval', 'paired_verdict', 'weight_by_rank', 'is_known', 'weighted_auroc',
            'weighted_auprc', 'macro', 'f1', 'f1_other_patients', 'bleu_counts', 'bleu', 'plain_words', 'rouge_l',
            'ngrams', 'weighted_overlap', 'cider_d', 'psnr', 'code_usage', 'masked_mse', 'masked_psnr', 'masked_ssim',
            'hit_ranks', 'chance_recall', 'weighted_median', 'chance_median']
@@ -147,13 +147,24 @@ def weight_by_rank(
     positive = np.add.reduceat(weights * truth[order], starts, axis=1)
     return positive, np.add.reduceat(weights, starts, axis=1) - positive
 
+# %% ../nbs/foundations/metrics.ipynb #ffd4220d
+def is_known(
+    truth: np.ndarray,  # (n,) 1, 0 or NaN (unknown)
+) -> np.ndarray:        # (n,) bool
+    "Which labels are known. Raises `UserError` for any other number, such as −1 for an uncertain one."
+    known = np.isfinite(truth)
+    others = set(np.unique(truth[known])) - {0, 1}
+    if not others: return known
+    raise UserError(f'{min(others):g} is no label: 1 and 0 are, and NaN where a finding is unknown; '
+                    'resolve_uncertain settles what −1 means')
+
 # %% ../nbs/foundations/metrics.ipynb #a0950d94
 def weighted_auroc(
     truth: np.ndarray,  # (n,) 1, 0 or NaN (left out)
     score: np.ndarray,  # (n,) higher = rather positive
 ):
     "AUROC as a statistic for `bootstrap_interval`; NaN where a resample holds one class only."
-    known = np.isfinite(truth)
+    known = is_known(truth)
     def statistic(weights):
         positive, negative = weight_by_rank(truth[known], score[known], weights[:, known])
         below = negative.cumsum(1) - negative
@@ -167,7 +178,7 @@ def weighted_auprc(
     score: np.ndarray,  # (n,) higher = rather positive
 ):
     "Average precision as a statistic for `bootstrap_interval`; NaN where a resample holds no positive."
-    known = np.isfinite(truth)
+    known = is_known(truth)
     def statistic(weights):
         positive, negative = weight_by_rank(truth[known], score[known], weights[:, known])
         positive, negative = positive[:, ::-1], negative[:, ::-1]  # the highest score first

@@ -95,7 +95,7 @@ def write_reports(
         ids += generate_reports(model, part_codes, part_mask, max_new_tokens=longest, guidance=guidance)
     return [processor.text_tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
 
-# %% ../nbs/08_report.ipynb #3ea2c5f2
+# %% ../nbs/08_report.ipynb #af9ea772
 def hide_study_pixels(
     processor: Processor,
     rows: Dataset,        # studies

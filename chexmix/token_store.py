@@ -196,7 +196,7 @@ def study_codes(
     rows = [torch.tensor(all_codes(row)) for row in studies]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 
-# %% ../nbs/tokenizer/token_store.ipynb #519f13ed
+# %% ../nbs/tokenizer/token_store.ipynb #ea9bb86c
 def print_first_image(
     studies: Dataset,
     what: str,  # that looks at one image, for example 'inpainting'
@@ -333,9 +333,9 @@ def placed_in(
     rows: pd.DataFrame,  # of a manifest
 ) -> pd.DataFrame:
     "The same rows with the paths of images that lie in the run relative to it."
-    paths = {name: [path and path_in(run, path) for path in rows[name]]
-             for name in ('path', 'second_path') if name in rows}
-    return rows.assign(**paths)
+    rows = rows.assign(path=[path_in(run, path) for path in rows['path']])
+    if 'second_path' not in rows: return rows
+    return rows.assign(second_path=[path and path_in(run, path) for path in rows['second_path']])
 
 # %% ../nbs/tokenizer/token_store.ipynb #5d20c182
 def store_rows(
