@@ -281,7 +281,7 @@ def alike(kept: StudyValues) -> tuple:
     names = 'guidance', 'labels', 'by'
     return kept.task, *(kept.detail.get(name) for name in names)
 
-# %% ../nbs/compare/real_radiographs.ipynb #19bda903
+# %% ../nbs/compare/real_radiographs.ipynb #fd6c4957
 def across_seeds(
     of_seeds: list[list[StudyValues]],  # of a way, one list a training seed
 ) -> dict[tuple, list[StudyValues]]:    # `alike` → one a training seed
