@@ -293,7 +293,7 @@ def checksum(path: Path) -> int:
         while part := file.read(2**24): total = zlib.crc32(part, total)
     return total
 
-# %% ../nbs/foundations/training_loop.ipynb #7a604676
+# %% ../nbs/foundations/training_loop.ipynb #cb693b6c
 @contextmanager
 def checkpoint_errors(folder: Path):
     "Make one line of what the disk refuses to any of the processes that write, or of one that has ended."
@@ -324,14 +324,14 @@ def write_checkpoint(
         if part.exists(): part.unlink()
     for old in checkpoints(folder)[2:]: remove_checkpoint(old)
 
-# %% ../nbs/foundations/training_loop.ipynb #2cbf24ed
+# %% ../nbs/foundations/training_loop.ipynb #6d984737
 def without_weights(state: dict) -> dict:
     "A state (`training_state`) without its large tensors: what process 0 keeps for all of them."
     if 'parts' in state: return state
     rest = {name: value for name, value in state.items() if name not in ('model', 'opt')}
     return rest | dict(names=list(state['model']), groups=state['opt']['param_groups'])
 
-# %% ../nbs/foundations/training_loop.ipynb #f04a6274
+# %% ../nbs/foundations/training_loop.ipynb #fc1ef1ae
 def seal_parts(
     part: Path,  # folder, with the parts of all processes
     rest: dict,  # of `without_weights`
@@ -346,7 +346,7 @@ def seal_parts(
     mark = checksum(part/'checksums.json')
     return part.rename(part.with_name(f'step-{rest["done"]:08d}-{mark:08x}'))
 
-# %% ../nbs/foundations/training_loop.ipynb #cfa0054e
+# %% ../nbs/foundations/training_loop.ipynb #e7c8b6b8
 def write_parts(
     folder: Path,
     state: dict,     # as `training_state` made it, in the host's memory
@@ -388,7 +388,7 @@ def is_intact(
     own = sorted(sums)[group.rank::group.world_size]
     return all((path/name).exists() and checksum(path/name) == sums[name] for name in own)
 
-# %% ../nbs/foundations/training_loop.ipynb #5e65463e
+# %% ../nbs/foundations/training_loop.ipynb #24598e58
 def load_numbers(path: Path) -> dict | None:
     """What process 0 reads of a checkpoint; None where it is damaged or holds more than numbers.
 
@@ -399,7 +399,7 @@ def load_numbers(path: Path) -> dict | None:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError): return None
     return state | dict(parts=path) if path.is_dir() else state
 
-# %% ../nbs/foundations/training_loop.ipynb #30f5d449
+# %% ../nbs/foundations/training_loop.ipynb #d73a6f9b
 def read_checkpoint(
     folder: Path,
     group: ProcessGroup = ProcessGroup(0, 1, torch.device('cpu')),
@@ -1029,7 +1029,7 @@ def check_identity(
                 f'the checkpoint in {folder} was made with {name} {stored.get(name)!r}, '
                 f'not {identity.get(name)!r}: put that back, choose another name, or delete the folder')
 
-# %% ../nbs/foundations/training_loop.ipynb #d0d3eaa5
+# %% ../nbs/foundations/training_loop.ipynb #a29b4ee8
 def read_parts(
     learn: Learner,
     state: dict,  # of `read_checkpoint`, with `parts`

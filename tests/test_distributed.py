@@ -43,7 +43,7 @@ def train_with_little_memory(rank, *args):
 
 
 def train_until_rank_1_is_killed(rank, *args):
-    "The same, but rank 1 is killed while the checkpoint of step 3 is written: its part is there, not its word."
+    "The same, but rank 1 is killed when it has written its part of the checkpoint of step 3."
     write_parts = training.write_parts
 
     def killed(folder, state, *rest):
