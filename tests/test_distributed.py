@@ -1,10 +1,10 @@
 "Several processes do the work of one: copies (DDP) and shards (FSDP), over gloo on the CPU."
-import multiprocessing, os, shutil, socket
+import multiprocessing, os, shutil, signal, socket
 
 import pandas as pd, pytest, torch
 from safetensors.torch import load_file
 
-import chexmix.pretrain as pretraining
+import chexmix.pretrain as pretraining, chexmix.training_loop as training
 from chexmix.core import open_run, read_json, UserError
 
 processes = multiprocessing.get_context('forkserver')
@@ -42,16 +42,34 @@ def train_with_little_memory(rank, *args):
     train(rank, *args)
 
 
-def train_in_two(folder, name, changes, log, sharded=False, function=train):
-    "Train stage 2 in two processes, which must both succeed."
+def train_until_rank_1_is_killed(rank, *args):
+    "The same, but rank 1 is killed when it has written its part of the checkpoint of step 3."
+    write_parts = training.write_parts
+
+    def killed(folder, state, *rest):
+        if rank and state['done'] == 3:
+            training.checksum = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+        write_parts(folder, state, *rest)
+    training.write_parts = killed
+    train(rank, *args)
+
+
+def exit_codes(folder, name, changes, log, sharded=False, function=train) -> list:
+    "Train stage 2 in two processes."
     port = free_port()
     group = [
         processes.Process(target=function, args=(rank, port, sharded, folder, name, changes, log))
         for rank in (0, 1)]
     for p in group: p.start()
     for p in group: p.join()
+    return [p.exitcode for p in group]
+
+
+def train_in_two(folder, name, changes, log, sharded=False, function=train):
+    "Train stage 2 in two processes, which must both succeed."
+    codes = exit_codes(folder, name, changes, log, sharded, function)
     output = [log.with_suffix(f'.{rank}').read_text() for rank in (0, 1)]
-    assert [p.exitcode for p in group] == [0, 0], '\n'.join(output)
+    assert codes == [0, 0], '\n'.join(output)
 
 
 def distance(folder, one, other) -> float:
@@ -125,8 +143,11 @@ def test_processes_end_a_budget_at_the_same_step(alone, tmp_path):
     assert steps == pd.read_csv(folder/'logs'/'timed.csv').step.iloc[-1] > 0
 
 
-def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, monkeypatch):
+@pytest.mark.parametrize('sharded', (False, True))
+def test_two_processes_go_on_from_one(alone, tmp_path, monkeypatch, sharded):
+    "Process 0 reads the file and sends the weights to the other."
     folder, changes = alone
+    name = f'handed over {sharded}'
     original = pretraining.Batches.__call__
 
     def interrupted(self, step):
@@ -136,9 +157,39 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, monkeyp
         m.setattr(pretraining.Batches, '__call__', interrupted)
         with pytest.raises(KeyboardInterrupt):
             pretraining.pretrain(
-                folder, open_run(folder)[1], 2, 'handed over', checkpoint_seconds=0, **changes)
-    train_in_two(folder, 'handed over', changes, tmp_path/'log', sharded=True)
-    assert distance(folder, 'alone', 'handed over') < .01
+                folder, open_run(folder)[1], 2, name, checkpoint_seconds=0, **changes)
+    train_in_two(folder, name, changes, tmp_path/'log', sharded)
+    assert distance(folder, 'alone', name) < .01
+
+
+@pytest.mark.parametrize('sharded', (False, True))
+def test_a_killed_process_loses_nothing(alone, tmp_path, capsys, sharded):
+    """The last complete checkpoint is that of step 2; two processes go on from it, or one.
+
+    Two end in the bits of two that nobody disturbed. A damaged part is found.
+    """
+    folder, changes = alone
+    codes = exit_codes(folder, 'killed', changes | dict(checkpoint_seconds=0), tmp_path/'killed', sharded,
+                       train_until_rank_1_is_killed)
+    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, None)
+    assert 'another process has ended, start all again' in (tmp_path/'killed.0').read_text()
+    kept = folder/'killed'/'training'
+    assert [path.name[:13] for path in training.checkpoints(kept)] == ['step-00000002', 'step-00000001']
+    assert not (folder/'killed'/'model.safetensors').exists()
+    damaged = shutil.copytree(kept, tmp_path/'damaged')
+    part = sorted(training.checkpoints(damaged)[0].glob('shard-*'))[1]
+    part.write_bytes(part.read_bytes()[:-1] + b'?')
+    assert training.read_checkpoint(damaged)['done'] == 1
+    assert f'{part.parent} is damaged' in capsys.readouterr().out
+    shutil.move(folder/'killed', folder/f'one-{sharded}')
+    shutil.copytree(folder/f'one-{sharded}', folder/f'resumed-{sharded}')
+
+    pretraining.pretrain(folder, open_run(folder)[1], 2, f'one-{sharded}', **changes)
+    assert distance(folder, 'alone', f'one-{sharded}') < .01
+    for name in ('resumed', 'undisturbed'):
+        train_in_two(folder, f'{name}-{sharded}', changes, tmp_path/name, sharded)
+    a, b = (load_file(folder/f'{name}-{sharded}'/'model.safetensors') for name in ('resumed', 'undisturbed'))
+    assert all(torch.equal(a[name], b[name]) for name in b)
 
 
 def test_the_launcher_starts_processes(alone):

@@ -222,8 +222,9 @@ def test_a_slow_disk_costs_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch
 
 def test_the_period_counts_from_the_end_of_writing(tmp_path):
     checkpoint = training.Checkpoint(tmp_path, seconds=60)
-    checkpoint.learn = learn = type('', (), dict(
-        writer=training.CheckpointWriter(), process_group=training.ProcessGroup(0, 1, torch.device('cpu'))))()
+    alone = training.ProcessGroup(0, 1, torch.device('cpu'))
+    learner = type('', (), dict(writer=training.CheckpointWriter(alone), process_group=alone))
+    checkpoint.learn = learn = learner()
     learn.writer.ended -= 61
     assert checkpoint.due()
     learn.writer.write(tmp_path, dict(done=1))
