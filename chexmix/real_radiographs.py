@@ -93,8 +93,9 @@ def train_tokenizers(
     "Tokenizers that learn from some sources, or find them trained. Raises `UserError` for an absent source."
     for name in names:
         if name not in sources: raise UserError(f'there are no {name}: give them, or leave that way out')
-    folder = start_run(root/f'tokenizers of {" and ".join(names)}'.replace(' ', '_'), settings)
-    return train_processor(folder, settings, concatenate(*(sources[name] for name in names)))
+    own = replace(settings, augmentations=0)  # of the language model's images alone
+    folder = start_run(root/f'tokenizers of {" and ".join(names)}'.replace(' ', '_'), own)
+    return train_processor(folder, own, concatenate(*(sources[name] for name in names)))
 
 # %% ../nbs/compare/real_radiographs.ipynb #ae7e39ed
 def prepare_way(
