@@ -6,9 +6,10 @@
 __all__ = ['WAYS', 'METRICS', 'Way', 'shuffle_images', 'study_sources', 'train_tokenizers', 'prepare_way', 'train_way',
            'frontal_rows', 'people_labels', 'against_people', 'keep_way_reports', 'keep_baselines', 'labelled_cohort',
            'probe_way', 'ask_way', 'evaluate_way', 'way_statistic', 'alike', 'across_seeds', 'way_records',
-           'way_differences', 'plot_ways']
+           'way_differences', 'plot_ways', 'choose_answers', 'answers_html']
 
 # %% ../nbs/compare/real_radiographs.ipynb #6a137703
+import base64, hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,11 +25,14 @@ from .data import concatenate
 from .masking_study import kept_scores
 from .metrics import macro, paired_interval, weighted_auroc
 from .model import fingerprint
-from .plots import PALETTE, save_figure
+from .plots import PALETTE, png_bytes, save_figure
 from .pretrain import load_model, pretrain
 from .processor import Processor
+from .radiograph import read_images
 from .records import paired_record, Record, StudyValues
-from .report import keep_constants, keep_reports, LEADING, report_statistic, write_reports
+from chexmix.report import (
+    affirmed_names, finding_marks, keep_constants, keep_reports, LEADING, report_statistic, text_html,
+    write_reports)
 from .report_text import FINDINGS, resolve_uncertain
 from .token_store import open_store, split_rows, study_codes, write_token_store
 from .tokenizer import train_processor
@@ -345,3 +349,37 @@ def plot_ways(
         ax.set_xlabel(metric)
     save_figure(fig, path)
     return fig
+
+# %% ../nbs/compare/real_radiographs.ipynb #dec8b8f2
+def choose_answers(
+    rows: Dataset,         # test studies
+    written: list[str],    # a report of each
+    labels: pd.DataFrame,  # by people
+    n: int = 40,
+) -> list[dict]:
+    "What was written of some studies, which a hash of their ids chooses."
+    def by_hash(i): return hashlib.sha256(rows['study_id'][i].encode()).hexdigest()
+    answers = []
+    for i in sorted(range(len(rows)), key=by_hash)[:n]:
+        study = rows['study_id'][i]
+        named = [name for name in FINDINGS if study in labels.index and labels.loc[study, name] == 1]
+        about = dict(study=study, path=rows['path'][i], true=rows['text'][i], written=written[i])
+        answers.append(about | dict(named=named, affirmed=affirmed_names(written[i])))
+    return answers
+
+# %% ../nbs/compare/real_radiographs.ipynb #5d374492
+def answers_html(
+    answers: list[dict],  # from `choose_answers`; without `path` or `true` no picture or true report is shown
+) -> str:
+    "Answers as an HTML table: what people named, correct ✓, missed – and invented +, and the reports."
+    cells = []
+    for answer in answers:
+        lines = text_html('radiologist', answer['true']) if 'true' in answer else ''
+        lines += text_html('model', answer['written'])
+        lines += f'<div>{finding_marks(answer["named"], answer["affirmed"])}</div>'
+        picture = ''
+        if 'path' in answer:
+            data = base64.b64encode(png_bytes(read_images([answer['path']], 160)[0])).decode()
+            picture = f'<img alt="radiograph" src="data:image/png;base64,{data}"><br>'
+        cells.append(f'<tr><td>{picture}{answer["study"]}</td><td>{lines}</td></tr>')
+    return f'<table style="font-size:.85em;line-height:1.35;text-align:left">{"".join(cells)}</table>'
