@@ -320,12 +320,14 @@ def test_stacked_matrices_learn_as_one_by_one(monkeypatch, most):
         take_steps(other, parameters, range(4, 7))
     start = matrices()
     for one, other, first in zip(*weights, start):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float((one - first).detach().abs().max()))
+        moved = float((one - first).detach().abs().max())
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * moved)
     assert torch.equal(weights[0][1], start[1]) and not torch.equal(weights[0][0], start[0])
 
 
 def n_operations(optimizer) -> int:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled: optimizer.step()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profiled: optimizer.step()
     return sum(event.count for event in profiled.key_averages() if event.key.startswith('aten::'))
 
 
