@@ -10,9 +10,9 @@ __all__ = ['PEAK_FLOPS', 'pass_order', 'batch_indices', 'sort_window', 'Bucketed
            'save_state', 'Checkpoint', 'KeepState', 'add_value', 'validation_row', 'TensorBoardLog', 'LogWriter', 'Log',
            'peak_flops', 'used_memory', 'Throughput', 'Profile', 'bfloat16_speedup', 'has_bfloat16',
            'attention_in_float32', 'deterministic_algorithms', 'mix_precision', 'part_of', 'StepLearner',
-           'set_gradient_sync', 'Distribute', 'parameter_groups', 'MuonAdamW', 'NumericOptimizer', 'LossRecorder',
-           'check_identity', 'read_parts', 'load_state', 'load_fork', 'resume', 'FitSettings', 'training_callbacks',
-           'searching', 'set_parts', 'last_step', 'new_learner', 'fit']
+           'set_gradient_sync', 'Distribute', 'parameter_groups', 'orthogonalize', 'StackedMuon', 'MuonAdamW',
+           'NumericOptimizer', 'LossRecorder', 'check_identity', 'read_parts', 'load_state', 'load_fork', 'resume',
+           'FitSettings', 'training_callbacks', 'searching', 'set_parts', 'last_step', 'new_learner', 'fit']
 
 # %% ../nbs/foundations/training_loop.ipynb #85c6d072
 import warnings
@@ -44,6 +44,7 @@ from fastcore.foundation import L
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_model_state_dict, get_state_dict, set_model_state_dict, set_optimizer_state_dict)
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity
 from transformers import AttentionInterface, PreTrainedModel
@@ -293,7 +294,7 @@ def checksum(path: Path) -> int:
         while part := file.read(2**24): total = zlib.crc32(part, total)
     return total
 
-# %% ../nbs/foundations/training_loop.ipynb #cb693b6c
+# %% ../nbs/foundations/training_loop.ipynb #a01ebb51
 @contextmanager
 def checkpoint_errors(folder: Path):
     "Make one line of what the disk refuses to any of the processes that write, or of one that has ended."
@@ -324,14 +325,14 @@ def write_checkpoint(
         if part.exists(): part.unlink()
     for old in checkpoints(folder)[2:]: remove_checkpoint(old)
 
-# %% ../nbs/foundations/training_loop.ipynb #6d984737
+# %% ../nbs/foundations/training_loop.ipynb #7d032690
 def without_weights(state: dict) -> dict:
     "A state (`training_state`) without its large tensors: what process 0 keeps for all of them."
     if 'parts' in state: return state
     rest = {name: value for name, value in state.items() if name not in ('model', 'opt')}
     return rest | dict(names=list(state['model']), groups=state['opt']['param_groups'])
 
-# %% ../nbs/foundations/training_loop.ipynb #fc1ef1ae
+# %% ../nbs/foundations/training_loop.ipynb #7c91e003
 def seal_parts(
     part: Path,  # folder, with the parts of all processes
     rest: dict,  # of `without_weights`
@@ -346,7 +347,7 @@ def seal_parts(
     mark = checksum(part/'checksums.json')
     return part.rename(part.with_name(f'step-{rest["done"]:08d}-{mark:08x}'))
 
-# %% ../nbs/foundations/training_loop.ipynb #e7c8b6b8
+# %% ../nbs/foundations/training_loop.ipynb #7676f6a6
 def write_parts(
     folder: Path,
     state: dict,     # as `training_state` made it, in the host's memory
@@ -388,7 +389,7 @@ def is_intact(
     own = sorted(sums)[group.rank::group.world_size]
     return all((path/name).exists() and checksum(path/name) == sums[name] for name in own)
 
-# %% ../nbs/foundations/training_loop.ipynb #24598e58
+# %% ../nbs/foundations/training_loop.ipynb #66bd9e66
 def load_numbers(path: Path) -> dict | None:
     """What process 0 reads of a checkpoint; None where it is damaged or holds more than numbers.
 
@@ -399,7 +400,7 @@ def load_numbers(path: Path) -> dict | None:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError): return None
     return state | dict(parts=path) if path.is_dir() else state
 
-# %% ../nbs/foundations/training_loop.ipynb #d73a6f9b
+# %% ../nbs/foundations/training_loop.ipynb #7906e648
 def read_checkpoint(
     folder: Path,
     group: ProcessGroup = ProcessGroup(0, 1, torch.device('cpu')),
@@ -971,6 +972,65 @@ def parameter_groups(model: torch.nn.Module) -> list[list]:
         else: vectors.append(p)
     return [inner_matrices, others, vectors]
 
+# %% ../nbs/foundations/training_loop.ipynb #efcea101
+def orthogonalize(
+    stack: torch.Tensor,  # (n, rows, columns) in bfloat16; it is changed
+    group: dict,          # of torch.optim.Muon
+) -> torch.Tensor:        # (n, rows, columns)
+    """About U Vᵀ of each matrix, by Newton–Schulz iterations.
+
+    Source: [Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/).
+    """
+    a, b, c = group['ns_coefficients']
+    tall = stack.shape[1] > stack.shape[2]
+    x = stack.mT if tall else stack
+    x.div_(x.norm(dim=(1, 2), keepdim=True).clamp(min=group['eps']))
+    for _ in range(group['ns_steps']):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x
+
+# %% ../nbs/foundations/training_loop.ipynb #1c0fecd3
+class StackedMuon(torch.optim.Muon):
+    "torch's Muon with updates of AdamW's size; small matrices of equal shape take a step together."
+    def stacks(self, group: dict) -> list[list]:
+        "The matrices that have a gradient, those of equal shape together: so many as the caches can hold."
+        by_shape = {}
+        for p in group['params']:
+            if p.grad is not None: by_shape.setdefault((p.shape, p.dtype, p.device), []).append(p)
+        stacks = []
+        for (shape, _, device), params in by_shape.items():
+            n = max(1, 2**(20 if device.type == 'cpu' else 26) // shape.numel())
+            if isinstance(params[0], DTensor): n = 1  # split over processes
+            stacks += [params[i:i + n] for i in range(0, len(params), n)]
+        return stacks
+
+    def update(self, params: list, group: dict):
+        "One step of matrices of equal shape."
+        shape, grads, momentum = params[0].shape, [p.grad for p in params], group['momentum']
+        for p in params:
+            if not self.state[p]: self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+        buffers = [self.state[p]['momentum_buffer'] for p in params]
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        stack = torch.empty(len(params), *shape, dtype=torch.bfloat16, device=params[0].device)
+        torch._foreach_copy_(stack.unbind(), torch._foreach_lerp(grads, buffers, momentum))
+        updates = orthogonalize(stack, group).unbind()
+        torch._foreach_mul_(params, 1 - group['lr'] * group['weight_decay'])
+        torch._foreach_add_(params, updates, alpha=-group['lr'] * .2 * math.sqrt(max(shape)))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        groups = self.param_groups
+        for group in groups:
+            stacks = self.stacks(group)
+            for params in stacks:
+                if len(params) > 1: self.update(params, group)
+            single = [params[0] for params in stacks if len(params) == 1]
+            self.param_groups = [group | dict(params=single)]
+            super().step()
+        self.param_groups = groups
+
 # %% ../nbs/foundations/training_loop.ipynb #bde9805a
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for the first of three groups of weights, AdamW for the others.
@@ -988,7 +1048,7 @@ class MuonAdamW(torch.optim.Optimizer):
         if not muon: matrices, others = [], matrices + others
         self.parts = []
         if matrices:
-            self.parts.append(torch.optim.Muon(matrices, lr, weight_decay, adjust_lr_fn='match_rms_adamw'))
+            self.parts.append(StackedMuon(matrices, lr, weight_decay, adjust_lr_fn='match_rms_adamw'))
         rest = [dict(params=p, weight_decay=w) for p, w in ((others, weight_decay), (vectors, 0.)) if p]
         if rest: self.parts.append(torch.optim.AdamW(rest, lr, betas=(.9, .95), fused=True))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
@@ -1029,7 +1089,7 @@ def check_identity(
                 f'the checkpoint in {folder} was made with {name} {stored.get(name)!r}, '
                 f'not {identity.get(name)!r}: put that back, choose another name, or delete the folder')
 
-# %% ../nbs/foundations/training_loop.ipynb #a29b4ee8
+# %% ../nbs/foundations/training_loop.ipynb #a0c168b7
 def read_parts(
     learn: Learner,
     state: dict,  # of `read_checkpoint`, with `parts`

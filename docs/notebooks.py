@@ -100,7 +100,7 @@ git_url, branch = ini['DEFAULT']['git_url'], ini['DEFAULT']['branch']
 
 SIDEBAR = {  # caption → what the sidebar shows below it: notebooks by name, rooms of nbs/, other pages
     'Start': ('overview', 'first_look', 'sample', 'your_dicoms', 'your_collection', 'read_a_record',
-              'pretrain_on_mimic', 'start_from_phi', 'add_a_data_set', 'add_a_metric'),
+              'pretrain_on_mimic', 'many_machines', 'start_from_phi', 'add_a_data_set', 'add_a_metric'),
     'Data': ('01_data', 'data', '02_phantom', 'phantom'),
     'Model': ('03_tokenizer', 'tokenizer', '04_model', 'model'),
     'Pretrain': ('05_pretrain', 'training_loop', 'benchmarks_training'),

@@ -280,3 +280,62 @@ def test_the_first_row_of_speed_comes_soon_and_a_resumed_call_appends(tmp_path):
     train(Net(), tmp_path/'run', settings, callbacks=[watch])
     after = pd.read_csv(tmp_path/'speed.csv')
     assert len(after) > 1 and after.iloc[0].equals(before.iloc[0]) and after.step.iloc[-1] == 30
+
+
+# optimizer
+
+def matrices():
+    "Of a small transformer, the second without a gradient."
+    torch.manual_seed(0)
+    shapes = [shape for _ in range(3) for shape in ((24, 24), (24, 24), (96, 24), (24, 96))]
+    return [torch.nn.Parameter(torch.randn(shape) * .1) for shape in shapes]
+
+
+def take_steps(optimizer, parameters, steps):
+    for step in steps:
+        generator = rng(0, 'gradient', step)
+        for k, p in enumerate(parameters):
+            gradient = torch.randn(p.shape, generator=generator)
+            p.grad = None if k == 1 else gradient
+        optimizer.step()
+
+
+@pytest.mark.parametrize('most', (1, 2**20))
+def test_stacked_matrices_learn_as_one_by_one(monkeypatch, most):
+    "Stacks of one and of many; each goes on from a checkpoint of the other."
+    stacks = training.StackedMuon.stacks
+    if most == 1:
+        monkeypatch.setattr(training.StackedMuon, 'stacks', lambda self, group: [
+            [p] for params in stacks(self, group) for p in params])
+    options = dict(lr=.01, weight_decay=.1, adjust_lr_fn='match_rms_adamw')
+    kinds = torch.optim.Muon, training.StackedMuon
+    weights, optimizers = [], []
+    for kind in kinds:
+        weights.append(matrices())
+        optimizers.append(kind(weights[-1], **options))
+        take_steps(optimizers[-1], weights[-1], range(4))
+    for kind, optimizer, parameters in zip(reversed(kinds), optimizers, weights):
+        other = kind(parameters, **options)
+        other.load_state_dict(optimizer.state_dict())
+        take_steps(other, parameters, range(4, 7))
+    start = matrices()
+    for one, other, first in zip(*weights, start):
+        moved = float((one - first).detach().abs().max())
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * moved)
+    assert torch.equal(weights[0][1], start[1]) and not torch.equal(weights[0][0], start[0])
+
+
+def n_operations(optimizer) -> int:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profiled: optimizer.step()
+    return sum(event.count for event in profiled.key_averages() if event.key.startswith('aten::'))
+
+
+def test_stacking_saves_operations():
+    numbers = []
+    for kind in (torch.optim.Muon, training.StackedMuon):
+        parameters = matrices()
+        optimizer = kind(parameters, .01, adjust_lr_fn='match_rms_adamw')
+        take_steps(optimizer, parameters, range(1))
+        numbers.append(n_operations(optimizer))
+    assert numbers[1] < .7 * numbers[0]
