@@ -294,7 +294,7 @@ def checksum(path: Path) -> int:
         while part := file.read(2**24): total = zlib.crc32(part, total)
     return total
 
-# %% ../nbs/foundations/training_loop.ipynb #a01ebb51
+# %% ../nbs/foundations/training_loop.ipynb #b24b7f8d
 @contextmanager
 def checkpoint_errors(folder: Path):
     "Make one line of what the disk refuses to any of the processes that write, or of one that has ended."
@@ -325,14 +325,14 @@ def write_checkpoint(
         if part.exists(): part.unlink()
     for old in checkpoints(folder)[2:]: remove_checkpoint(old)
 
-# %% ../nbs/foundations/training_loop.ipynb #7d032690
+# %% ../nbs/foundations/training_loop.ipynb #0c96c943
 def without_weights(state: dict) -> dict:
     "A state (`training_state`) without its large tensors: what process 0 keeps for all of them."
     if 'parts' in state: return state
     rest = {name: value for name, value in state.items() if name not in ('model', 'opt')}
     return rest | dict(names=list(state['model']), groups=state['opt']['param_groups'])
 
-# %% ../nbs/foundations/training_loop.ipynb #7c91e003
+# %% ../nbs/foundations/training_loop.ipynb #2f55199a
 def seal_parts(
     part: Path,  # folder, with the parts of all processes
     rest: dict,  # of `without_weights`
@@ -347,7 +347,7 @@ def seal_parts(
     mark = checksum(part/'checksums.json')
     return part.rename(part.with_name(f'step-{rest["done"]:08d}-{mark:08x}'))
 
-# %% ../nbs/foundations/training_loop.ipynb #7676f6a6
+# %% ../nbs/foundations/training_loop.ipynb #68c6af21
 def write_parts(
     folder: Path,
     state: dict,     # as `training_state` made it, in the host's memory
@@ -389,7 +389,7 @@ def is_intact(
     own = sorted(sums)[group.rank::group.world_size]
     return all((path/name).exists() and checksum(path/name) == sums[name] for name in own)
 
-# %% ../nbs/foundations/training_loop.ipynb #66bd9e66
+# %% ../nbs/foundations/training_loop.ipynb #49ba5e79
 def load_numbers(path: Path) -> dict | None:
     """What process 0 reads of a checkpoint; None where it is damaged or holds more than numbers.
 
@@ -400,7 +400,7 @@ def load_numbers(path: Path) -> dict | None:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError): return None
     return state | dict(parts=path) if path.is_dir() else state
 
-# %% ../nbs/foundations/training_loop.ipynb #7906e648
+# %% ../nbs/foundations/training_loop.ipynb #02fa6dd1
 def read_checkpoint(
     folder: Path,
     group: ProcessGroup = ProcessGroup(0, 1, torch.device('cpu')),
@@ -972,7 +972,7 @@ def parameter_groups(model: torch.nn.Module) -> list[list]:
         else: vectors.append(p)
     return [inner_matrices, others, vectors]
 
-# %% ../nbs/foundations/training_loop.ipynb #efcea101
+# %% ../nbs/foundations/training_loop.ipynb #80b1cb5b
 def orthogonalize(
     stack: torch.Tensor,  # (n, rows, columns) in bfloat16; it is changed
     group: dict,          # of torch.optim.Muon
@@ -991,7 +991,7 @@ def orthogonalize(
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if tall else x
 
-# %% ../nbs/foundations/training_loop.ipynb #1c0fecd3
+# %% ../nbs/foundations/training_loop.ipynb #2662fee9
 class StackedMuon(torch.optim.Muon):
     "torch's Muon with updates of AdamW's size; small matrices of equal shape take a step together."
     def stacks(self, group: dict) -> list[list]:
@@ -1089,7 +1089,7 @@ def check_identity(
                 f'the checkpoint in {folder} was made with {name} {stored.get(name)!r}, '
                 f'not {identity.get(name)!r}: put that back, choose another name, or delete the folder')
 
-# %% ../nbs/foundations/training_loop.ipynb #a0c168b7
+# %% ../nbs/foundations/training_loop.ipynb #dbb1e2e1
 def read_parts(
     learn: Learner,
     state: dict,  # of `read_checkpoint`, with `parts`

@@ -251,6 +251,12 @@ def test_what_is_written_is_the_state_when_it_was_saved(tmp_path, monkeypatch):
                for k in a['opt']['state'] for n in a['opt']['state'][k])
 
 
+def test_processes_without_a_common_folder_are_told(tmp_path):
+    "What process 1 wrote is on another disk."
+    with pytest.raises(UserError, match='part b of another process is not there: all need the same folder'):
+        with training.checkpoint_errors(tmp_path): training.seal_parts(tmp_path, dict(done=1), dict(b=0))
+
+
 # speed
 
 def test_speed_and_trace_of_a_stage(tiny_run, tmp_path):
