@@ -59,7 +59,7 @@ gpu: .venv/.done
 	@timeout -s INT $(PIECE)m chexmix demo --preset $(PRESET) --run $(PRESET) --minutes $(MINUTES)
 	@cd nbs/benchmarks; for name in tokens training; do \
 	  papermill benchmarks_$$name.ipynb "$${CHEXMIX_RUNS:-../../runs}/$(PRESET)/notebooks/benchmarks_$$name.ipynb" -p run $(PRESET); done
-	@out="$${CHEXMIX_RUNS:-runs}/$(PRESET)_in_pieces"; [ -d "$$out" ] || chexmix export --run $(PRESET) -o "$$out" --pieces 16
+	@chexmix export --run $(PRESET) -o runs/$(PRESET)_in_pieces --pieces 16
 
 notebooks: .venv/.done
 	@echo 'Runs here are of preset tiny: what they give belongs into cells with #| hide or #| output: false.'

@@ -604,7 +604,7 @@ DEMO = (  # notebooks of a step with their own parameters, seconds expected at p
       'inference/first_look': {'model': 'of the run'}}, 240),
     ({'11_results': {}}, 30))
 
-# %% ../nbs/14_cli.ipynb #8299e4a4
+# %% ../nbs/14_cli.ipynb #9199a54d
 SHARES = {'tokenizer': .44, 1: .34, 2: .22}  # of a budget of training: the image tokenizer, the stages
 
 def in_budget(
@@ -618,7 +618,7 @@ def in_budget(
     if name == '03_tokenizer': return {'minutes': shares['tokenizer']}
     return {'tokenizer_minutes': shares['tokenizer'], 'minutes': shares[own['stage']]}
 
-# %% ../nbs/14_cli.ipynb #c985d61a
+# %% ../nbs/14_cli.ipynb #a5d5ce0d
 def demo_steps(
     minutes: float = 0,  # of all training; 0 = as the preset says
 ) -> list[tuple]:        # as `DEMO`
@@ -732,8 +732,8 @@ def run_notebooks(
         titles = ', '.join(target.stem for _, target, _ in tasks)
         spent, missing = time.monotonic() - begin, sum(expected for _, expected in steps[i:])
         left = time_left(spent, taken, missing)
-        times = f'{spent / 60:.1f} min so far, about {left / 60:.0f} min left'
-        print(f'[{i + 1}/{len(steps)}] {titles} · {times}', flush=True)
+        print(f'[{i + 1}/{len(steps)}] {titles} · {spent / 60:.1f} min so far, about {left / 60:.0f} min left',
+              flush=True)
         tasks = [task for task in tasks if not task[1].exists()]
         if tasks: taken += seconds
         side_by_side(tasks)
@@ -879,7 +879,7 @@ def add_making_options(p: Parser):
                    help='a manifest or a table of images and texts, CSV (default: synthetic studies)')
     if is_demo:
         p.add_argument('--minutes', type=float, default=0.,
-                       help='of training, in place of steps; evaluations come on top (default: none)')
+                       help='of training, in place of the preset\'s steps; evaluations come on top (default: none)')
         return
     p.add_argument('--config', default='', metavar='FILE',
                    help='settings from YAML or JSON, for example the settings.json of another run')
