@@ -2,7 +2,6 @@
 #   make demo       train and evaluate on synthetic studies, into runs/demo
 #   make test       everything that must hold before a change is kept
 #   make notebooks  execute all notebooks in place, clean, export
-#   make gpu        tests and benchmarks of a GPU, then the study of preset base: PRESET=base MINUTES=25 PIECE=0
 #   make faults     faults on purpose (kills, full disks, damaged and hostile files): results/faults.json
 #   make docs       the site, into _docs
 #   make readme     README.md from nbs/index.ipynb
@@ -14,7 +13,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu faults docs notebooks readme results clean
+.PHONY: help demo test faults docs notebooks readme results clean
 
 usable = $(1) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1
 install := .venv/bin/python -m pip install --disable-pip-version-check --no-input
@@ -48,18 +47,6 @@ test: .venv/.done
 	python -m pytest -q -rs --durations=10 tests >"$$runs/pytest.log" 2>&1 & tests=$$!; \
 	notebooks --skip_file_re '^0[0-5]' || { kill $$tests; exit 1; }; \
 	wait $$tests || failed=1; cat "$$runs/pytest.log"; exit $${failed:-0}
-
-# Of training; PIECE=9 stops after nine minutes, and the same command goes on.
-PRESET ?= base
-MINUTES ?= 25
-PIECE ?= 0
-
-gpu: .venv/.done
-	@python -m pytest -q -rs -m gpu tests/test_gpu.py || [ $$? = 5 ]
-	@timeout -s INT $(PIECE)m chexmix demo --preset $(PRESET) --run $(PRESET) --minutes $(MINUTES)
-	@cd nbs/benchmarks; for name in tokens training; do \
-	  papermill benchmarks_$$name.ipynb "$${CHEXMIX_RUNS:-../../runs}/$(PRESET)/notebooks/benchmarks_$$name.ipynb" -p run $(PRESET); done
-	@chexmix export --run $(PRESET) -o runs/$(PRESET)_in_pieces --pieces 16
 
 notebooks: .venv/.done
 	@echo 'Runs here are of preset tiny: what they give belongs into cells with #| hide or #| output: false.'

@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['EVALUATIONS', 'DEMO', 'SHARES', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_paths', 'Parser', 'command',
-           'terminal_width', 'fitted', 'print_table', 'sample', 'phantom', 'run_settings', 'check_shares',
-           'train_tokenizers', 'tokenizer', 'start_settings', 'pretrain', 'show_records', 'model_name', 'opened',
-           'without_images', 'is_table', 'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify',
-           'inpaint', 'report', 'parse_layers', 'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve',
-           'parse_ratios', 'evaluation_options', 'evaluation', 'evaluated_stages', 'evaluate', 'export', 'pack',
-           'audit', 'in_budget', 'demo_steps', 'time_left', 'Lines', 'execute', 'side_by_side', 'executed_notebook',
-           'run_notebooks', 'demo', 'add_making_commands', 'add_share_options', 'add_using_commands',
-           'add_embed_options', 'add_retrieve_options', 'add_pretrain_options', 'add_making_options',
-           'add_model_options', 'add_use_options', 'add_evaluate_commands', 'build_parser', 'import_for_answers',
-           'run_command', 'main', 'console']
+__all__ = ['EVALUATIONS', 'DEMO', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_paths', 'Parser', 'command', 'terminal_width',
+           'fitted', 'print_table', 'sample', 'phantom', 'run_settings', 'check_shares', 'train_tokenizers',
+           'tokenizer', 'start_settings', 'pretrain', 'show_records', 'model_name', 'opened', 'without_images',
+           'is_table', 'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify', 'inpaint', 'report',
+           'parse_layers', 'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve', 'parse_ratios',
+           'evaluation_options', 'evaluation', 'evaluated_stages', 'evaluate', 'export', 'pack', 'audit', 'time_left',
+           'Lines', 'execute', 'side_by_side', 'executed_notebook', 'run_notebooks', 'demo', 'add_making_commands',
+           'add_share_options', 'add_using_commands', 'add_embed_options', 'add_retrieve_options',
+           'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
+           'add_evaluate_commands', 'build_parser', 'import_for_answers', 'run_command', 'main', 'console']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
 import argparse, atexit, gc, importlib, multiprocessing, os, re, shutil, sys, textwrap, threading, time
@@ -25,7 +24,7 @@ from pathlib import Path
 
 from .core import (
     add_compute_options, atomic, changed, compute_changes, get_settings, open_run, parse_changes, PRESETS,
-    read_settings, run_path, seal, split_file, UserError)
+    read_settings, run_path, UserError)
 
 # %% ../nbs/14_cli.ipynb #5ced2886
 def read_all(
@@ -546,9 +545,6 @@ def export(args) -> int:
         found.processor.save_pretrained(part)
         settings = Path(found.place)/'settings.json'
         if settings.exists(): shutil.copyfile(settings, part/'settings.json')
-        seal(part)
-        if args.pieces:
-            for path in [*part.rglob('*.safetensors')]: split_file(path, int(args.pieces * 1e6))
     n_bytes = sum(path.stat().st_size for path in out.rglob('*') if path.is_file())
     print(f'{n_bytes / 1e6:.1f} MB in {args.dtype}: {out}')
     return 0
@@ -603,33 +599,6 @@ DEMO = (  # notebooks of a step with their own parameters, seconds expected at p
       '07_inpaint': {'most': 40, 'by_classifier': False},
       'inference/first_look': {'model': 'of the run'}}, 240),
     ({'11_results': {}}, 30))
-
-# %% ../nbs/14_cli.ipynb #9199a54d
-SHARES = {'tokenizer': .44, 1: .34, 2: .22}  # of a budget of training: the image tokenizer, the stages
-
-def in_budget(
-    name: str,       # of a notebook
-    own: dict,       # its own parameters in `DEMO`
-    minutes: float,  # of all training; 0 = as the preset says
-) -> dict:           # further parameters
-    "What tells a notebook that trains its share of a budget."
-    shares = {part: round(share * minutes, 2) for part, share in SHARES.items()}
-    if not minutes or name not in ('03_tokenizer', '05_pretrain'): return {}
-    if name == '03_tokenizer': return {'minutes': shares['tokenizer']}
-    return {'tokenizer_minutes': shares['tokenizer'], 'minutes': shares[own['stage']]}
-
-# %% ../nbs/14_cli.ipynb #a5d5ce0d
-def demo_steps(
-    minutes: float = 0,  # of all training; 0 = as the preset says
-) -> list[tuple]:        # as `DEMO`
-    "The steps of the demo, with a budget where there is one."
-    steps = []
-    for notebooks, seconds in DEMO:
-        budgets = {name: in_budget(name, own, minutes) for name, own in notebooks.items()}
-        given = [60 * budget['minutes'] for budget in budgets.values() if budget]
-        notebooks = {name: own | budgets[name] for name, own in notebooks.items()}
-        steps.append((notebooks, sum(given) or seconds))
-    return steps
 
 # %% ../nbs/14_cli.ipynb #4bd1f46e
 def time_left(
@@ -719,8 +688,8 @@ def run_notebooks(
     source, begin = Path(args.notebooks), time.monotonic()
     data = str(Path(args.data).resolve()) if args.data else ''  # notebooks run in a folder of their own
     making = {'preset': args.preset, 'data': data, 'seed': args.seed}
-    taken, steps = 0, demo_steps(args.minutes)
-    for i, (notebooks, seconds) in enumerate(steps):
+    taken = 0
+    for i, (notebooks, seconds) in enumerate(DEMO):
         tasks = []
         for name, own in notebooks.items():
             if data and name == 'inference/first_look': continue  # that shows synthetic studies
@@ -730,9 +699,9 @@ def run_notebooks(
             tasks.append((source/f'{name}.ipynb', target, {'run': str(folder), **shared, **values}))
         if not tasks: continue
         titles = ', '.join(target.stem for _, target, _ in tasks)
-        spent, missing = time.monotonic() - begin, sum(expected for _, expected in steps[i:])
+        spent, missing = time.monotonic() - begin, sum(expected for _, expected in DEMO[i:])
         left = time_left(spent, taken, missing)
-        print(f'[{i + 1}/{len(steps)}] {titles} · {spent / 60:.1f} min so far, about {left / 60:.0f} min left',
+        print(f'[{i + 1}/{len(DEMO)}] {titles} · {spent / 60:.1f} min so far, about {left / 60:.0f} min left',
               flush=True)
         tasks = [task for task in tasks if not task[1].exists()]
         if tasks: taken += seconds
@@ -756,7 +725,7 @@ def demo(args) -> int:
     print('', *map(fitted, conclusions(records, all_kept=all_kept)), sep='\n')
     print(f'\ndone in {minutes:.1f} min; most memory of one process {memory:.1f} GB')
     print(f'look at {folder}/index.html; executed notebooks, weights and records are beside it')
-    print('More shows at a larger budget: chexmix demo --preset base --run base --minutes 25, on one GPU.')
+    print('More shows at a larger budget: chexmix demo --preset base --run base, on one GPU.')
     return 0
 
 # %% ../nbs/14_cli.ipynb #67dd2d7e
@@ -877,10 +846,7 @@ def add_making_options(p: Parser):
                    help=f'{", ".join(PRESETS)} (default: that of the run, else small)')
     p.add_argument('--data', default='',
                    help='a manifest or a table of images and texts, CSV (default: synthetic studies)')
-    if is_demo:
-        p.add_argument('--minutes', type=float, default=0.,
-                       help='of training, in place of the preset\'s steps; evaluations come on top (default: none)')
-        return
+    if is_demo: return
     p.add_argument('--config', default='', metavar='FILE',
                    help='settings from YAML or JSON, for example the settings.json of another run')
     p.add_argument('--set', action='append', default=[], metavar='NAME=VALUE',
@@ -927,8 +893,6 @@ def add_evaluate_commands(commands):
                    help="shares of the image codes to mask, for example 0,.5,.9 (default: the task's own)")
     p = command(commands, export, 'chexmix export --run try --stage stage1 -o half', run=ANY_MODEL)
     p.add_argument('-o', '--out', required=True, help='a new folder')
-    p.add_argument('--pieces', type=float, default=0, metavar='MB',
-                   help='cut larger files into pieces; opening the folder joins them (default: no pieces)')
     add_model_options(p)
     p = command(commands, pack, 'chexmix pack --run try -o packed')
     p.add_argument('--stage', default='stage2', help='stage1, stage2 … (default: %(default)s)')

@@ -9,13 +9,12 @@ from __future__ import annotations
 __all__ = ['PRESETS', 'NO_MEMORY', 'RENAMED', 'USUAL', 'UserError', 'Layout', 'codes_to_ids', 'is_code', 'ids_to_codes',
            'Settings', 'get_settings', 'changed', 'parse_changes', 'add_compute_options', 'compute_changes',
            'host_mark', 'atomic', 'is_leftover', 'remove_leftovers', 'json_checksum', 'is_unicode', 'write_json',
-           'read_json', 'file_hash', 'seal', 'check_seal', 'split_file', 'join_pieces', 'only_writer',
-           'is_out_of_memory', 'memory_errors', 'runs_folder', 'run_path', 'with_new_names', 'ensure_settings',
-           'saved_settings', 'start_run', 'read_yaml', 'read_settings', 'open_run', 'path_in', 'progress',
-           'default_device', 'rng']
+           'read_json', 'file_hash', 'seal', 'check_seal', 'only_writer', 'is_out_of_memory', 'memory_errors',
+           'runs_folder', 'run_path', 'with_new_names', 'ensure_settings', 'saved_settings', 'start_run', 'read_yaml',
+           'read_settings', 'open_run', 'path_in', 'progress', 'default_device', 'rng']
 
 # %% ../nbs/00_core.ipynb #bb8f22a7
-import fcntl, hashlib, json, os, re, shutil, socket, sys, zlib
+import fcntl, hashlib, json, os, shutil, socket, sys, zlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -342,33 +341,6 @@ def check_seal(folder: Path):
         fault = 'damaged: its content is not what was written' if path.exists() else 'missing'
         raise UserError(f'{path} is {fault}; copy it again, or make it anew '
                         f'(if you meant this change, remove {folder}/hashes.json)')
-
-# %% ../nbs/00_core.ipynb #fb29346d
-def split_file(
-    path: Path,
-    most: int,  # bytes of a piece
-):
-    "Put pieces of a large file in its place, `<name>.1-of-3` and so on; `join_pieces` is the inverse."
-    n = -(-path.stat().st_size // most)
-    if n < 2: return
-    with open(path, 'rb') as file:
-        for k in range(1, n + 1): path.with_name(f'{path.name}.{k}-of-{n}').write_bytes(file.read(most))
-    path.unlink()
-
-# %% ../nbs/00_core.ipynb #d3e415ca
-def join_pieces(folder: Path):
-    """Join what lies in pieces (`split_file`) in a folder of weights, its image tokenizer included.
-
-    Raises `UserError` where a piece is missing; the others stay.
-    """
-    for first in [*folder.glob('*.1-of-*'), *folder.glob('image_tokenizer/*.1-of-*')]:
-        name, n = re.fullmatch(r'(.+)\.1-of-(\d+)', first.name).groups()
-        pieces = [first.with_name(f'{name}.{k}-of-{n}') for k in range(1, int(n) + 1)]
-        missing = [piece for piece in pieces if not piece.exists()]
-        if missing: raise UserError(f'{missing[0]} is missing: copy it beside the other {len(pieces) - 1}')
-        with atomic(first.with_name(name)) as whole, open(whole, 'wb') as out:
-            for piece in pieces: out.write(piece.read_bytes())
-        for piece in pieces: piece.unlink()
 
 # %% ../nbs/00_core.ipynb #339d04f6
 @contextmanager
