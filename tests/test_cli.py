@@ -333,31 +333,6 @@ def test_a_report_imports_no_training(images):
     assert 'torch' in loaded and not loaded & unwanted, done.stderr
 
 
-WITHOUT = """
-import sys
-class Absent:
-    def find_spec(self, name, *args):
-        if name.partition('.')[0] in ('spacy', 'gdcm'): raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
-from chexmix.core import open_run, UserError
-from chexmix.decoders import read_gdcm
-from chexmix.pretrain import pretrain
-from chexmix.report_text import label_report
-pretrain(*open_run(sys.argv[1]), 1, 'without', steps=2, batch=2, panels=0)
-for call in (lambda: label_report('Clear lungs.'), lambda: read_gdcm('a', 1, 1, 1)):
-    try: call()
-    except UserError as e: print(e)
-"""
-
-def test_training_needs_neither_spacy_nor_gdcm_and_who_needs_them_is_told(tiny_run, tmp_path):
-    "Stages of a run that is tokenized can be trained where the two are not installed."
-    shutil.copytree(tiny_run, tmp_path/'run', ignore=shutil.ignore_patterns('stage*', 'figures'))
-    command = [sys.executable, '-c', WITHOUT, str(tmp_path/'run')]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and (tmp_path/'run'/'without'/'model.safetensors').exists(), done.stderr
-    assert 'pip install spacy' in done.stdout and 'pip install python-gdcm' in done.stdout
-
-
 def test_the_command_of_the_shell_ends_with_its_exit_code(images):
     "It does not wait until Python took down all modules; what was registered for the end runs nevertheless."
     program = 'import atexit, chexmix.cli as c; atexit.register(print, "registered"); c.console()'
