@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['PRESETS', 'NO_MEMORY', 'RENAMED', 'BUDGETS', 'UserError', 'Layout', 'codes_to_ids', 'is_code', 'ids_to_codes',
-           'Settings', 'get_settings', 'changed', 'parse_changes', 'add_compute_options', 'compute_changes',
-           'host_mark', 'atomic', 'is_leftover', 'remove_leftovers', 'json_checksum', 'is_unicode', 'write_json',
-           'read_json', 'file_hash', 'seal', 'check_seal', 'only_writer', 'is_out_of_memory', 'memory_errors',
-           'runs_folder', 'run_path', 'with_new_names', 'ensure_settings', 'saved_settings', 'start_run', 'read_yaml',
-           'read_settings', 'open_run', 'path_in', 'progress', 'default_device', 'rng']
+__all__ = ['PRESETS', 'NO_MEMORY', 'RENAMED', 'BUDGETS', 'UserError', 'import_package', 'Layout', 'codes_to_ids', 'is_code',
+           'ids_to_codes', 'Settings', 'get_settings', 'changed', 'parse_changes', 'add_compute_options',
+           'compute_changes', 'host_mark', 'atomic', 'is_leftover', 'remove_leftovers', 'json_checksum', 'is_unicode',
+           'write_json', 'read_json', 'file_hash', 'seal', 'check_seal', 'only_writer', 'is_out_of_memory',
+           'memory_errors', 'runs_folder', 'run_path', 'with_new_names', 'ensure_settings', 'saved_settings',
+           'start_run', 'read_yaml', 'read_settings', 'open_run', 'path_in', 'progress', 'default_device', 'rng']
 
 # %% ../nbs/00_core.ipynb #bb8f22a7
-import fcntl, hashlib, json, os, shutil, socket, sys, zlib
+import fcntl, hashlib, importlib, json, os, shutil, socket, sys, zlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -25,6 +25,16 @@ class UserError(ValueError):
 
     # Jupyter shows this line instead of the stack.
     def _render_traceback_(self): return [f'UserError: {self}']
+
+# %% ../nbs/00_core.ipynb #03f00b6a
+def import_package(
+    module: str,
+    package: str,  # what `pip install` calls it
+):
+    "A module that only some of the work needs. Raises `UserError` where it is not installed."
+    try: return importlib.import_module(module)
+    except ModuleNotFoundError as e:
+        raise UserError(f'{package} is not installed: pip install {package}') from e
 
 # %% ../nbs/00_core.ipynb #d923ae14
 @dataclass(frozen=True)
