@@ -6,6 +6,7 @@ from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from chexmix.cli import main
+from chexmix.core import PRESETS
 from chexmix.data import read_table
 from chexmix.phantom import make_phantom
 from chexmix.records import load_records
@@ -478,7 +479,9 @@ def test_wrong_choices_for_an_audit(name, tmp_path, capsys):
 
 
 def test_demo_on_a_table_named_from_here(tmp_path, monkeypatch, capsys):
-    "The whole demo at preset tiny, on a table whose path is relative; a second call does nothing again."
+    """The whole demo at preset tiny under a budget of time, on a table whose path is relative.
+
+    A second call does nothing again."""
     rows = []
     for k in range(80):
         study = save_phantom(tmp_path/f'{k}.png', 6, k)
@@ -486,7 +489,7 @@ def test_demo_on_a_table_named_from_here(tmp_path, monkeypatch, capsys):
     pd.DataFrame(rows).to_csv(tmp_path/'table.csv', index=False)
     monkeypatch.chdir(tmp_path)
     run = tmp_path/'run'
-    words = ['demo', '--preset', 'tiny', '--run', str(run), '--data', 'table.csv']
+    words = ['demo', '--preset', 'tiny', '--run', str(run), '--data', 'table.csv', '--minutes', '2']
     words += ['--notebooks', str(root/'nbs')]
     assert main(words) == 0
     printed, page = capsys.readouterr().out, (run/'index.html').read_text()
@@ -494,9 +497,49 @@ def test_demo_on_a_table_named_from_here(tmp_path, monkeypatch, capsys):
     assert page.count('<img') > 10 and 'synthetic' not in page
     assert len(list((run/'notebooks').glob('*.ipynb'))) == 9
     assert len(list((run/'results').glob('*.json'))) >= 6
+    log = pd.read_csv(run/'logs'/'stage1.csv')
+    assert log.step.max() != PRESETS['tiny'].stage1_steps  # the clock ended it, not its steps
     made = (run/'index.html').stat().st_mtime
     assert main(words) == 0 and (run/'index.html').stat().st_mtime == made
     shutil.rmtree(run)
+
+
+COUNTING = """
+import time
+from pathlib import Path
+place = Path(run)/'count.txt'
+for i in range(place.read_text().count('\\n') if place.exists() else 0, 100):
+    with place.open('a') as file: file.write(f'{i}\\n')
+    time.sleep(.1)"""
+
+
+def test_demo_in_pieces(tmp_path, monkeypatch, capsys):
+    """A piece ends when it should and names the command that goes on, until the work of ten seconds is done.
+
+    What was done is not done again, neither the steps of a notebook that keeps them nor a finished notebook.
+    """
+    import nbformat
+    import chexmix.cli as cli
+    run, args = tmp_path/'run', ['demo', '--preset', 'tiny', '--piece', '.12']
+    run.mkdir()
+    for name, source in (('03_tokenizer', "print('once')"), ('count', COUNTING)):
+        parameters = nbformat.v4.new_code_cell("run = ''", metadata=dict(tags=['parameters']))
+        cells = [parameters, nbformat.v4.new_code_cell(source)]
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata=dict(language_info=dict(name='python')))
+        nbformat.write(notebook, tmp_path/f'{name}.ipynb')
+    monkeypatch.setattr(cli, 'SHORTEST_PIECE', 0.)
+    monkeypatch.setattr(cli, 'DEMO', (({'03_tokenizer': {}}, 1), ({'count': {}}, 10)))
+    args = cli.build_parser().parse_args([*args, '--run', str(run), '--notebooks', str(tmp_path)])
+    for piece in range(20):
+        try: cli.run_notebooks(args, run)
+        except cli.PieceOver: assert cli.end_of_piece(args, run, set()) == 0
+        else: break
+        assert capsys.readouterr().out.splitlines()[-1] == cli.going_on(args)
+    assert piece > 0 and (run/'count.txt').read_text() == ''.join(f'{i}\n' for i in range(100))
+    assert {path.name for path in cli.finished_notebooks(run)} == {'03_tokenizer.ipynb', 'count.ipynb'}
+    again = cli.build_parser().parse_args(shlex.split(cli.going_on(args))[1:])
+    own = dict(function=args.function, parser=args.parser)
+    assert vars(again) | own == vars(args)
 
 
 # Options are honoured or refused, and an input is never replaced
