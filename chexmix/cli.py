@@ -26,8 +26,8 @@ from functools import partial
 from pathlib import Path
 
 from .core import (
-    add_compute_options, atomic, changed, compute_changes, get_settings, open_run, parse_changes, PRESETS,
-    read_settings, run_path, UserError)
+    add_compute_options, atomic, changed, compute_changes, cut_file, get_settings, open_run,
+    parse_changes, PRESETS, read_settings, run_path, UserError)
 
 # %% ../nbs/14_cli.ipynb #5ced2886
 def read_all(
@@ -537,8 +537,10 @@ def evaluate(args) -> int:
 def export(args) -> int:
     """Write a model and its processor into a folder of its own, in bfloat16 unless --dtype says otherwise.
 
-    Raises `UserError` where the folder holds anything.
+    Raises `UserError` where the folder holds anything, or where pieces would be empty.
     """
+    if not 0 <= args.piece_mb < math.inf or 0 < args.piece_mb < .001:
+        raise UserError(f'--piece-mb must be 0 (whole files) or at least .001, not {args.piece_mb:g}')
     args.dtype, out = args.dtype or 'bfloat16', Path(args.out)
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f'{out} is not empty and would be replaced: name a new folder with -o')
@@ -548,6 +550,10 @@ def export(args) -> int:
         found.processor.save_pretrained(part)
         settings = Path(found.place)/'settings.json'
         if settings.exists(): shutil.copyfile(settings, part/'settings.json')
+        most = int(1e6 * args.piece_mb) or math.inf
+        weights = [*part.glob('*.safetensors'), *part.glob('image_tokenizer/*.safetensors')]
+        for path in weights:
+            if path.stat().st_size > most: cut_file(path, most)
     n_bytes = sum(path.stat().st_size for path in out.rglob('*') if path.is_file())
     print(f'{n_bytes / 1e6:.1f} MB in {args.dtype}: {out}')
     return 0
@@ -603,7 +609,7 @@ DEMO = (  # notebooks of a step with their own parameters, seconds expected at p
       'inference/first_look': {'model': 'of the run'}}, 240),
     ({'11_results': {}}, 30))
 
-# %% ../nbs/14_cli.ipynb #f57998f0
+# %% ../nbs/14_cli.ipynb #c5979049
 TRAINED = .8  # share of its notebook's time that a training takes; the rest draws, encodes and measures
 
 def budget_parameters(
@@ -616,7 +622,7 @@ def budget_parameters(
     if name != '05_pretrain': return {}
     return dict(minutes=round(TRAINED * minutes, 2), tokenizer_minutes=round(TRAINED * tokenizer, 2))
 
-# %% ../nbs/14_cli.ipynb #8028ff2f
+# %% ../nbs/14_cli.ipynb #6295d6cd
 def demo_steps(
     minutes: float = 0.,  # budget of the whole; 0 = none, the trainings take the steps of their preset
 ) -> list[tuple[dict, float]]:  # notebooks with their parameters, expected seconds
@@ -654,7 +660,7 @@ class Lines:
 
     def flush(self): sys.stdout.flush()
 
-# %% ../nbs/14_cli.ipynb #5eace85d
+# %% ../nbs/14_cli.ipynb #b9d2e9d2
 class PieceOver(Exception):
     "The minutes of a piece of the demo are over."
 
@@ -720,7 +726,7 @@ def executed_notebook(
     suffix = f'_stage{own["stage"]}' if 'stage' in own else '_own' if 'model' in own else ''
     return folder/'notebooks'/f'{name}{suffix}.ipynb'
 
-# %% ../nbs/14_cli.ipynb #7cf9c6a8
+# %% ../nbs/14_cli.ipynb #0da906f5
 def notebook_tasks(
     args,
     folder: Path,     # of the run
@@ -761,7 +767,7 @@ def run_notebooks(
         if tasks: taken += seconds
         side_by_side(tasks, until)
 
-# %% ../nbs/14_cli.ipynb #f6d4889c
+# %% ../nbs/14_cli.ipynb #a364b59e
 SHORTEST_PIECE = 2.  # minutes; trainings save their state once a minute
 
 def check_budget(args):
@@ -773,7 +779,7 @@ def check_budget(args):
         raise UserError(f'--piece {args.piece:g} is too short to get on: '
                         f'take {SHORTEST_PIECE:g} minutes or more')
 
-# %% ../nbs/14_cli.ipynb #cb7b110f
+# %% ../nbs/14_cli.ipynb #e9458e63
 def going_on(args) -> str:
     "The command that goes on with a demo."
     words = ['chexmix demo', '--preset', args.preset, '--run', shlex.quote(str(args.run))]
@@ -783,14 +789,14 @@ def going_on(args) -> str:
     if args.minutes: words += ['--minutes', f'{args.minutes:g}']
     return ' '.join([*words, '--piece', f'{args.piece:g}'])
 
-# %% ../nbs/14_cli.ipynb #5ff01eec
+# %% ../nbs/14_cli.ipynb #ddf53e3d
 def finished_notebooks(
     folder: Path,  # of the run
 ) -> set[Path]:
     "Notebooks of a demo that have been executed to their end."
     return {path for path in (folder/'notebooks').rglob('*.ipynb') if not path.name.startswith('failed_')}
 
-# %% ../nbs/14_cli.ipynb #b54c1e78
+# %% ../nbs/14_cli.ipynb #c9b2b7bd
 def end_of_piece(
     args,
     folder: Path,    # of the run
@@ -1002,6 +1008,8 @@ def add_evaluate_commands(commands):
                    help="shares of the image codes to mask, for example 0,.5,.9 (default: the task's own)")
     p = command(commands, export, 'chexmix export --run try --stage stage1 -o half', run=ANY_MODEL)
     p.add_argument('-o', '--out', required=True, help='a new folder')
+    p.add_argument('--piece-mb', type=float, default=0., metavar='MB',
+                   help='weights in pieces of at most so many MB, joined when opened (default: whole)')
     add_model_options(p)
     p = command(commands, pack, 'chexmix pack --run try -o packed')
     p.add_argument('--stage', default='stage2', help='stage1, stage2 … (default: %(default)s)')

@@ -37,8 +37,8 @@ from transformers.utils.logging import disable_progress_bar
 # %% ../nbs/05_pretrain.ipynb #05a0000f
 from .core import (
     add_compute_options, atomic, changed, check_seal, compute_changes, default_device, ensure_settings,
-    is_code, Layout, memory_errors, only_writer, open_run, parse_changes, read_json, rng, run_path,
-    saved_settings, seal, Settings, UserError, with_new_names, write_json)
+    is_code, join_pieces, Layout, memory_errors, only_writer, open_run, parse_changes, read_json, rng,
+    run_path, saved_settings, seal, Settings, UserError, with_new_names, write_json)
 from .generate import fill_image, generate_reports
 from .model import (
     causal_loss, ChexmixForCausalLM, from_text_model, init_from_codebook, is_text, mask_tokens, new_model,
@@ -1142,6 +1142,7 @@ def load_model(
 
     Raises `UserError` where there is none, or where its weights do not fit."""
     folder = run_path(place)
+    join_pieces(folder)
     if not (folder/'model.safetensors').exists():
         finished = [n for n in ('stage2', 'stage1') if (folder/n/'model.safetensors').exists()]
         folder = folder/(name or (finished + ['stage1'])[0])

@@ -1,7 +1,7 @@
 "The command line: images in, text or PNG out; each mistake one line, exit code 2, nothing half-written."
 import json, os, resource, shlex, shutil, signal, subprocess, sys, time
 
-import numpy as np, pandas as pd, pydicom, pytest
+import numpy as np, pandas as pd, pydicom, pytest, torch
 from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
@@ -297,6 +297,26 @@ def test_an_exported_model_answers_alike(images, own_run, tmp_path, capsys):
     sizes = [(folder/'model.safetensors').stat().st_size for folder in (tmp_path/'half', own_run/'stage1')]
     assert sizes[0] < .6 * sizes[1]
     assert main(['report', str(images/'a.png'), '--model', str(tmp_path/'half'), '--new', '20']) == 0
+
+
+def test_weights_in_pieces_are_the_same_weights(own_run, tmp_path, capsys):
+    "Small files that are joined when the weights are opened; without one of them nothing is opened."
+    from chexmix.pretrain import load_model
+    command = ['export', '--run', str(own_run), '--stage', 'stage1', '-o']
+    assert main([*command, str(tmp_path/'whole')]) == 0
+    assert main([*command, str(tmp_path/'pieces'), '--piece-mb', '.05']) == 0
+    weights = [path for path in (tmp_path/'pieces').rglob('*') if 'safetensors' in path.name]
+    assert len(weights) > 6 and max(path.stat().st_size for path in weights) <= 50_000
+    shutil.copytree(tmp_path/'pieces', tmp_path/'fewer')
+    (tmp_path/'fewer'/'model.safetensors.001').unlink()
+    assert main(['report', '--model', str(tmp_path/'fewer'), str(tmp_path/'a.png')]) == 2
+    assert 'model.safetensors.001 is missing' in capsys.readouterr().err
+    ids = torch.arange(40)[None]
+    logits = [load_model(tmp_path/name)[0](ids).logits for name in ('whole', 'pieces')]
+    assert torch.equal(*logits)
+    name = 'image_tokenizer/model.safetensors'
+    assert (tmp_path/'whole'/name).read_bytes() == (tmp_path/'pieces'/name).read_bytes()
+    assert main([*command, str(tmp_path/'none'), '--piece-mb', '-1']) == 2
 
 
 def test_settings_of_another_run(own_run, tmp_path, capsys):
