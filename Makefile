@@ -1,6 +1,7 @@
 # Needs git, make and Python 3.11 or 3.12 with its venv module; everything else is installed into .venv, once.
 #   make demo       train and evaluate on synthetic studies, into runs/demo
 #   make test       everything that must hold before a change is kept
+#   make gpu        checks and speeds of a GPU, then the study `base` in 25 minutes, into runs/base; in pieces: PIECE=9
 #   make notebooks  execute all notebooks in place, clean, export
 #   make faults     faults on purpose (kills, full disks, damaged and hostile files): results/faults.json
 #   make docs       the site, into _docs
@@ -13,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults docs notebooks readme results clean
+.PHONY: help demo gpu test faults docs notebooks readme results clean
 
 usable = $(1) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1
 install := .venv/bin/python -m pip install --disable-pip-version-check --no-input
@@ -36,6 +37,21 @@ help:
 
 demo: .venv/.done
 	@chexmix demo
+
+# Where torch finds no GPU, the checks and speeds say so and are skipped; at preset tiny the study needs none:
+# make gpu PRESET=tiny MINUTES=2. In pieces, `make gpu PIECE=9` again until the study is at its end.
+PRESET ?= base
+MINUTES ?= 25
+PIECE ?= 0
+
+gpu: .venv/.done
+	@gpu() { python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }; \
+	runs="$(CURDIR)/runs/gpu"; \
+	if [ -f "$$runs/checked" ]; then echo "checks and speeds: done before, see $${runs#$(CURDIR)/}"; \
+	elif gpu; then mkdir -p "$$runs"; export CHEXMIX_RUNS="$$runs"; python -m pytest -q -rs -m gpu tests; \
+	  papermill --cwd nbs/benchmarks nbs/benchmarks/benchmarks_training.ipynb "$$runs/speeds.ipynb" -p run tiny; touch "$$runs/checked"; \
+	else echo 'checks and speeds of a GPU: not run, torch finds none on this machine'; fi
+	@chexmix demo --preset $(PRESET) --run $(PRESET) --minutes $(MINUTES) --piece $(PIECE)
 
 # One folder of runs for notebooks and tests: the first notebooks train the tiny run that the tests then look at,
 # one core for them and one for the other notebooks.

@@ -6,25 +6,28 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['EVALUATIONS', 'DEMO', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_paths', 'Parser', 'command', 'terminal_width',
-           'fitted', 'print_table', 'sample', 'phantom', 'run_settings', 'check_shares', 'train_tokenizers',
-           'tokenizer', 'start_settings', 'pretrain', 'show_records', 'model_name', 'opened', 'without_images',
-           'is_table', 'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify', 'inpaint', 'report',
-           'parse_layers', 'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve', 'parse_ratios',
-           'evaluation_options', 'evaluation', 'evaluated_stages', 'evaluate', 'export', 'pack', 'audit', 'time_left',
-           'Lines', 'execute', 'side_by_side', 'executed_notebook', 'run_notebooks', 'demo', 'add_making_commands',
-           'add_share_options', 'add_using_commands', 'add_embed_options', 'add_retrieve_options',
-           'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
-           'add_evaluate_commands', 'build_parser', 'import_for_answers', 'run_command', 'main', 'console']
+__all__ = ['EVALUATIONS', 'DEMO', 'TRAINED', 'SHORTEST_PIECE', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_paths', 'Parser',
+           'command', 'terminal_width', 'fitted', 'print_table', 'sample', 'phantom', 'run_settings', 'check_shares',
+           'train_tokenizers', 'tokenizer', 'start_settings', 'pretrain', 'show_records', 'model_name', 'opened',
+           'without_images', 'is_table', 'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify',
+           'inpaint', 'report', 'parse_layers', 'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve',
+           'parse_ratios', 'evaluation_options', 'evaluation', 'evaluated_stages', 'evaluate', 'export', 'pack',
+           'audit', 'budget_parameters', 'demo_steps', 'time_left', 'Lines', 'PieceOver', 'execute', 'side_by_side',
+           'executed_notebook', 'notebook_tasks', 'run_notebooks', 'check_budget', 'going_on', 'finished_notebooks',
+           'end_of_piece', 'demo', 'add_making_commands', 'add_share_options', 'add_using_commands',
+           'add_embed_options', 'add_retrieve_options', 'add_pretrain_options', 'add_making_options',
+           'add_model_options', 'add_use_options', 'add_evaluate_commands', 'build_parser', 'import_for_answers',
+           'run_command', 'main', 'console']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
-import argparse, atexit, gc, importlib, multiprocessing, os, re, shutil, sys, textwrap, threading, time
+import argparse, atexit, gc, importlib, logging, math, multiprocessing, os, re, shlex, shutil
+import sys, textwrap, threading, time
 from functools import partial
 from pathlib import Path
 
 from .core import (
-    add_compute_options, atomic, changed, compute_changes, get_settings, open_run, parse_changes, PRESETS,
-    read_settings, run_path, UserError)
+    add_compute_options, atomic, changed, compute_changes, cut_file, get_settings, open_run,
+    parse_changes, PRESETS, read_settings, run_path, UserError)
 
 # %% ../nbs/14_cli.ipynb #5ced2886
 def read_all(
@@ -534,8 +537,10 @@ def evaluate(args) -> int:
 def export(args) -> int:
     """Write a model and its processor into a folder of its own, in bfloat16 unless --dtype says otherwise.
 
-    Raises `UserError` where the folder holds anything.
+    Raises `UserError` where the folder holds anything, or where pieces would be empty.
     """
+    if not 0 <= args.piece_mb < math.inf or 0 < args.piece_mb < .001:
+        raise UserError(f'--piece-mb must be 0 (whole files) or at least .001, not {args.piece_mb:g}')
     args.dtype, out = args.dtype or 'bfloat16', Path(args.out)
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f'{out} is not empty and would be replaced: name a new folder with -o')
@@ -545,6 +550,10 @@ def export(args) -> int:
         found.processor.save_pretrained(part)
         settings = Path(found.place)/'settings.json'
         if settings.exists(): shutil.copyfile(settings, part/'settings.json')
+        most = int(1e6 * args.piece_mb) or math.inf
+        weights = [*part.glob('*.safetensors'), *part.glob('image_tokenizer/*.safetensors')]
+        for path in weights:
+            if path.stat().st_size > most: cut_file(path, most)
     n_bytes = sum(path.stat().st_size for path in out.rglob('*') if path.is_file())
     print(f'{n_bytes / 1e6:.1f} MB in {args.dtype}: {out}')
     return 0
@@ -600,6 +609,34 @@ DEMO = (  # notebooks of a step with their own parameters, seconds expected at p
       'inference/first_look': {'model': 'of the run'}}, 240),
     ({'11_results': {}}, 30))
 
+# %% ../nbs/14_cli.ipynb #c5979049
+TRAINED = .8  # share of its notebook's time that a training takes; the rest draws, encodes and measures
+
+def budget_parameters(
+    name: str,         # of a notebook
+    minutes: float,    # that it has
+    tokenizer: float,  # minutes of the notebook that trains the image tokenizer
+) -> dict:
+    "Its parameters that say how long it trains; empty where it trains nothing."
+    if name == '03_tokenizer': return dict(minutes=round(TRAINED * minutes, 2))
+    if name != '05_pretrain': return {}
+    return dict(minutes=round(TRAINED * minutes, 2), tokenizer_minutes=round(TRAINED * tokenizer, 2))
+
+# %% ../nbs/14_cli.ipynb #6295d6cd
+def demo_steps(
+    minutes: float = 0.,  # budget of the whole; 0 = none, the trainings take the steps of their preset
+) -> list[tuple[dict, float]]:  # notebooks with their parameters, expected seconds
+    "The steps of the demo, each with its share of the budget."
+    if not minutes: return list(DEMO)
+    scale = minutes / sum(seconds for _, seconds in DEMO)
+    tokenizer = scale * next(seconds for notebooks, seconds in DEMO if '03_tokenizer' in notebooks)
+    steps = []
+    for notebooks, seconds in DEMO:
+        timed = {name: own | budget_parameters(name, scale * seconds, tokenizer)
+                 for name, own in notebooks.items()}
+        steps.append((timed, 60 * scale * seconds))
+    return steps
+
 # %% ../nbs/14_cli.ipynb #4bd1f46e
 def time_left(
     spent: float,    # seconds of this call
@@ -623,28 +660,37 @@ class Lines:
 
     def flush(self): sys.stdout.flush()
 
+# %% ../nbs/14_cli.ipynb #b9d2e9d2
+class PieceOver(Exception):
+    "The minutes of a piece of the demo are over."
+
 # %% ../nbs/14_cli.ipynb #e500cc4f
 def execute(
     source: Path,      # a notebook
     target: Path,      # where the executed one goes
     parameters: dict,
     label: str = '',   # before each line that it prints
+    until: float = math.inf,  # on the clock of `time.monotonic`; then the notebook's process is ended
 ):
     """Run a notebook by papermill; `target` appears only when all cells have succeeded.
 
-    Raises `UserError` with the cell's error.
+    Raises `UserError` with the cell's error, and `PieceOver` where the time is.
     """
     import papermill
+    from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
     failed = target.with_name(f'failed_{target.name}')
     target.parent.mkdir(parents=True, exist_ok=True)
     # The kernel alone works in the notebook's folder: `cwd` of papermill would move this whole process.
     kernel_folder = {'metadata': {'path': str(source.parent)}}
     quiet = ['--IPKernelApp.log_level=ERROR']  # the kernel warns of its local sockets at every start
+    logging.getLogger('papermill').setLevel(logging.CRITICAL)  # what it reports is raised as well
+    def time_of(cell): return None if until == math.inf else max(until - time.monotonic(), .1)
     try:
         papermill.execute_notebook(
             source.absolute(), failed.absolute(), parameters, kernel_name='python3', progress_bar=False,
-            stdout_file=Lines(label), resources=kernel_folder, extra_arguments=quiet)
+            stdout_file=Lines(label), resources=kernel_folder, extra_arguments=quiet, timeout_func=time_of)
+    except CellTimeoutError: raise PieceOver from None
     except PapermillExecutionError as e:
         raise UserError(f'{source.name} stopped with {e.ename}: {e.evalue}; '
                         f'the notebook up to there is {failed}') from e
@@ -653,19 +699,20 @@ def execute(
 # %% ../nbs/14_cli.ipynb #c7b0ae84
 def side_by_side(
     tasks: list[tuple],  # arguments of `execute`
+    until: float = math.inf,  # see there
 ):
     """Execute notebooks, two at a time, each with its share of the cores.
 
     Raises the `UserError` of one that stops; those that were begun are finished.
     """
-    if len(tasks) == 1: return execute(*tasks[0])
+    if len(tasks) == 1: return execute(*tasks[0], until=until)
     from concurrent.futures import ThreadPoolExecutor
     from fastcore.xtras import modified_env
     threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, os.cpu_count() // 2))
     pool = ThreadPoolExecutor(2)
     with modified_env(OMP_NUM_THREADS=threads):
         try:
-            under_way = [pool.submit(execute, *task, f'{task[0].stem} · ') for task in tasks]
+            under_way = [pool.submit(execute, *task, f'{task[0].stem} · ', until) for task in tasks]
             for task in under_way: task.result()
         finally: pool.shutdown(cancel_futures=True)
 
@@ -679,42 +726,106 @@ def executed_notebook(
     suffix = f'_stage{own["stage"]}' if 'stage' in own else '_own' if 'model' in own else ''
     return folder/'notebooks'/f'{name}{suffix}.ipynb'
 
+# %% ../nbs/14_cli.ipynb #0da906f5
+def notebook_tasks(
+    args,
+    folder: Path,     # of the run
+    notebooks: dict,  # name → its own parameters
+) -> list[tuple]:  # arguments of `execute`
+    "What a step of the demo executes, whether or not it has been."
+    source, tasks = Path(args.notebooks), []
+    data = str(Path(args.data).resolve()) if args.data else ''  # notebooks run in a folder of their own
+    making = {'preset': args.preset, 'data': data, 'seed': args.seed}
+    for name, own in notebooks.items():
+        if data and name == 'inference/first_look': continue  # that shows synthetic studies
+        target = executed_notebook(folder, name, own)
+        shared = making if name in ('03_tokenizer', '05_pretrain') else {}
+        values = {'model': str(folder)} if 'model' in own else own
+        tasks.append((source/f'{name}.ipynb', target, {'run': str(folder), **shared, **values}))
+    return tasks
+
 # %% ../nbs/14_cli.ipynb #b61f5add
 def run_notebooks(
     args,
     folder: Path,  # of the run
 ):
-    "Execute the notebooks of the demo that are not there yet."
-    source, begin = Path(args.notebooks), time.monotonic()
-    data = str(Path(args.data).resolve()) if args.data else ''  # notebooks run in a folder of their own
-    making = {'preset': args.preset, 'data': data, 'seed': args.seed}
-    taken = 0
-    for i, (notebooks, seconds) in enumerate(DEMO):
-        tasks = []
-        for name, own in notebooks.items():
-            if data and name == 'inference/first_look': continue  # that shows synthetic studies
-            target = executed_notebook(folder, name, own)
-            shared = making if name in ('03_tokenizer', '05_pretrain') else {}
-            values = {'model': str(folder)} if 'model' in own else own
-            tasks.append((source/f'{name}.ipynb', target, {'run': str(folder), **shared, **values}))
+    """Execute the notebooks of the demo that are not there yet.
+
+    Raises `PieceOver` where the minutes of `--piece` are over before.
+    """
+    begin, taken, steps = time.monotonic(), 0, demo_steps(args.minutes)
+    until = begin + 60 * args.piece if args.piece else math.inf
+    for i, (notebooks, seconds) in enumerate(steps):
+        tasks = notebook_tasks(args, folder, notebooks)
         if not tasks: continue
         titles = ', '.join(target.stem for _, target, _ in tasks)
-        spent, missing = time.monotonic() - begin, sum(expected for _, expected in DEMO[i:])
+        spent, missing = time.monotonic() - begin, sum(expected for _, expected in steps[i:])
         left = time_left(spent, taken, missing)
-        print(f'[{i + 1}/{len(DEMO)}] {titles} · {spent / 60:.1f} min so far, about {left / 60:.0f} min left',
-              flush=True)
+        print(f'[{i + 1}/{len(steps)}] {titles} · '
+              f'{spent / 60:.1f} min so far, about {left / 60:.0f} min left', flush=True)
         tasks = [task for task in tasks if not task[1].exists()]
         if tasks: taken += seconds
-        side_by_side(tasks)
+        side_by_side(tasks, until)
+
+# %% ../nbs/14_cli.ipynb #a364b59e
+SHORTEST_PIECE = 2.  # minutes; trainings save their state once a minute
+
+def check_budget(args):
+    "Raises `UserError` for minutes that are none, or for a piece that is too short to get on."
+    for name, minutes in (('--minutes', args.minutes), ('--piece', args.piece)):
+        if not 0 <= minutes < math.inf:
+            raise UserError(f'{name} must be 0 (none) or a number of minutes, not {minutes:g}')
+    if 0 < args.piece < SHORTEST_PIECE:
+        raise UserError(f'--piece {args.piece:g} is too short to get on: '
+                        f'take {SHORTEST_PIECE:g} minutes or more')
+
+# %% ../nbs/14_cli.ipynb #e9458e63
+def going_on(args) -> str:
+    "The command that goes on with a demo."
+    words = ['chexmix demo', '--preset', args.preset, '--run', shlex.quote(str(args.run))]
+    if args.data: words += ['--data', shlex.quote(args.data)]
+    if args.seed: words += ['--seed', str(args.seed)]
+    if args.notebooks != 'nbs': words += ['--notebooks', shlex.quote(args.notebooks)]
+    if args.minutes: words += ['--minutes', f'{args.minutes:g}']
+    return ' '.join([*words, '--piece', f'{args.piece:g}'])
+
+# %% ../nbs/14_cli.ipynb #ddf53e3d
+def finished_notebooks(
+    folder: Path,  # of the run
+) -> set[Path]:
+    "Notebooks of a demo that have been executed to their end."
+    return {path for path in (folder/'notebooks').rglob('*.ipynb') if not path.name.startswith('failed_')}
+
+# %% ../nbs/14_cli.ipynb #c9b2b7bd
+def end_of_piece(
+    args,
+    folder: Path,    # of the run
+    before: set,     # executed notebooks when the piece began
+) -> int:
+    """Say how a demo goes on that is not at its end.
+
+    Raises `UserError` where the next piece would not get further than this one."""
+    trained = executed_notebook(folder, '05_pretrain', {'stage': 2})
+    new = finished_notebooks(folder) - before
+    if trained in before and not new:
+        raise UserError(f'no evaluation came to its end within {args.piece:g} minutes, and each begins anew: '
+                        'go on with a longer --piece')
+    print(f'\nthe {args.piece:g} minutes of this piece are over; '
+          'all is kept, of a training all but its last minute. To go on:')
+    print(going_on(args))
+    return 0
 
 # %% ../nbs/14_cli.ipynb #4b9d0f05
 def demo(args) -> int:
     "Everything on synthetic studies: tokenizers, both stages, four evaluations, a page to look at."
+    check_budget(args)
     folder, begin = run_path(args.run), time.monotonic()
     if not (Path(args.notebooks)/'03_tokenizer.ipynb').exists():
         raise UserError(f'no notebooks in {args.notebooks}: run the demo in a checkout, '
                         'or name their folder with --notebooks')
-    run_notebooks(args, folder)
+    before = finished_notebooks(folder)
+    try: run_notebooks(args, folder)
+    except PieceOver: return end_of_piece(args, folder, before)
     import resource
     from chexmix.records import load_records, load_study_values
     from chexmix.results import conclusions
@@ -733,8 +844,12 @@ def add_making_commands(commands):
     "Commands that make a run, or synthetic studies."
     p = command(commands, sample, 'chexmix sample\nchexmix sample examples')
     p.add_argument('out', nargs='?', default='.', help='folder to write (default: here)')
-    p = command(commands, demo, 'chexmix demo')
+    p = command(commands, demo, 'chexmix demo\nchexmix demo --preset base --run base --minutes 25 --piece 9')
     p.add_argument('--notebooks', default='nbs', help='folder of the notebooks (default: nbs)')
+    p.add_argument('--minutes', type=float, default=0.,
+                   help='budget of time, shared out among the parts, in place of steps (default: none)')
+    p.add_argument('--piece', type=float, default=0., metavar='MINUTES',
+                   help='end after so many minutes; the same command goes on (default: to the end)')
     add_making_options(p)
     p = command(commands, phantom, 'chexmix phantom --n 6 --size 128 phantoms')
     p.add_argument('out', help='folder to write')
@@ -893,6 +1008,8 @@ def add_evaluate_commands(commands):
                    help="shares of the image codes to mask, for example 0,.5,.9 (default: the task's own)")
     p = command(commands, export, 'chexmix export --run try --stage stage1 -o half', run=ANY_MODEL)
     p.add_argument('-o', '--out', required=True, help='a new folder')
+    p.add_argument('--piece-mb', type=float, default=0., metavar='MB',
+                   help='weights in pieces of at most so many MB, joined when opened (default: whole)')
     add_model_options(p)
     p = command(commands, pack, 'chexmix pack --run try -o packed')
     p.add_argument('--stage', default='stage2', help='stage1, stage2 … (default: %(default)s)')

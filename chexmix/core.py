@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['PRESETS', 'NO_MEMORY', 'RENAMED', 'USUAL', 'UserError', 'Layout', 'codes_to_ids', 'is_code', 'ids_to_codes',
-           'Settings', 'get_settings', 'changed', 'parse_changes', 'add_compute_options', 'compute_changes',
-           'host_mark', 'atomic', 'is_leftover', 'remove_leftovers', 'json_checksum', 'is_unicode', 'write_json',
-           'read_json', 'file_hash', 'seal', 'check_seal', 'only_writer', 'is_out_of_memory', 'memory_errors',
-           'runs_folder', 'run_path', 'with_new_names', 'ensure_settings', 'saved_settings', 'start_run', 'read_yaml',
-           'read_settings', 'open_run', 'path_in', 'progress', 'default_device', 'rng']
+__all__ = ['PRESETS', 'NO_MEMORY', 'RENAMED', 'USUAL', 'UserError', 'import_package', 'Layout', 'codes_to_ids', 'is_code',
+           'ids_to_codes', 'Settings', 'get_settings', 'changed', 'parse_changes', 'add_compute_options',
+           'compute_changes', 'host_mark', 'atomic', 'is_leftover', 'remove_leftovers', 'json_checksum', 'is_unicode',
+           'write_json', 'read_json', 'file_hash', 'seal', 'check_seal', 'cut_file', 'join_pieces', 'only_writer',
+           'is_out_of_memory', 'memory_errors', 'runs_folder', 'run_path', 'with_new_names', 'ensure_settings',
+           'saved_settings', 'start_run', 'read_yaml', 'read_settings', 'open_run', 'path_in', 'progress',
+           'default_device', 'rng']
 
 # %% ../nbs/00_core.ipynb #bb8f22a7
-import fcntl, hashlib, json, os, shutil, socket, sys, zlib
+import fcntl, hashlib, importlib, json, os, shutil, socket, sys, zlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -25,6 +26,16 @@ class UserError(ValueError):
 
     # Jupyter shows this line instead of the stack.
     def _render_traceback_(self): return [f'UserError: {self}']
+
+# %% ../nbs/00_core.ipynb #03f00b6a
+def import_package(
+    module: str,
+    package: str,  # what `pip install` calls it
+):
+    "A module that only some of the work needs. Raises `UserError` where it is not installed."
+    try: return importlib.import_module(module)
+    except ModuleNotFoundError as e:
+        raise UserError(f'{package} is not installed: pip install {package}') from e
 
 # %% ../nbs/00_core.ipynb #d923ae14
 @dataclass(frozen=True)
@@ -341,6 +352,39 @@ def check_seal(folder: Path):
         fault = 'damaged: its content is not what was written' if path.exists() else 'missing'
         raise UserError(f'{path} is {fault}; copy it again, or make it anew '
                         f'(if you meant this change, remove {folder}/hashes.json)')
+
+# %% ../nbs/00_core.ipynb #79ea5505
+def cut_file(
+    path: Path,
+    most: int,  # bytes of a piece
+):
+    "Replace a file by pieces beside it; `join_pieces` is the inverse."
+    whole, n = file_hash(path), 0
+    with open(path, 'rb') as file:
+        while content := file.read(most):
+            with atomic(f'{path}.{n:03}') as part: part.write_bytes(content)
+            n += 1
+    write_json(Path(f'{path}.pieces'), {'n': n, 'hash': whole})
+    path.unlink()
+
+# %% ../nbs/00_core.ipynb #b07e045b
+def join_pieces(folder: Path):
+    """Join each file of weights in `folder` that is there in pieces; they stay beside it.
+
+    Raises `UserError` where a piece is missing or damaged.
+    """
+    folder = Path(folder)
+    for note in (*folder.glob('*.pieces'), *folder.glob('image_tokenizer/*.pieces')):
+        path, known = note.with_suffix(''), read_json(note)
+        if path.exists(): continue
+        pieces = [Path(f'{path}.{i:03}') for i in range(known['n'])]
+        for piece in pieces:
+            if not piece.exists(): raise UserError(f'{piece} is missing: copy all {len(pieces)} pieces')
+        with atomic(path) as part:
+            with open(part, 'wb') as file:
+                for piece in pieces: file.write(piece.read_bytes())
+            if file_hash(part) != known['hash']:
+                raise UserError(f'a piece of {path} is damaged: copy all {len(pieces)} pieces again')
 
 # %% ../nbs/00_core.ipynb #339d04f6
 @contextmanager

@@ -10,10 +10,11 @@ import multiprocessing, os, threading
 from concurrent.futures import TimeoutError
 from multiprocessing.util import Finalize
 
-import gdcm
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.backend.process import LokyProcess
 from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from .core import import_package
 
 # %% ../nbs/data/decoders.ipynb #f5559e0e
 class DecoderDied(ValueError):
@@ -66,7 +67,11 @@ def read_gdcm(
     width: int,
     n_bytes: int,  # of the picture
 ) -> bytearray | None:
-    "The bytes of a DICOM file's picture by GDCM; None where it refuses, or the size is another."
+    """The bytes of a DICOM file's picture by GDCM; None where it refuses, or the size is another.
+
+    Raises `UserError` where GDCM is not installed.
+    """
+    gdcm = import_package('gdcm', 'python-gdcm')
     reader = gdcm.ImageRegionReader()
     reader.SetFileName(path)
     if not reader.ReadInformation(): return None

@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import chexmix
 from .batch_inference import embed_job, Job, read_texts, report_job, retrieve_job
-from .core import check_seal, memory_errors, read_json, run_path, UserError
+from .core import check_seal, join_pieces, memory_errors, read_json, run_path, UserError
 from .embeddings import embed
 from .model import ChexmixForCausalLM, fingerprint, study_masks
 from .processor import Processor
@@ -37,6 +37,7 @@ disable_progress_bar()  # a bar for each file of weights
 # %% ../nbs/inference/pipeline.ipynb #14bcf90d
 def stage_folder(folder: Path) -> Path | None:
     "The folder with the weights: itself, or the last stage in it; None where there are none."
+    join_pieces(folder)
     for path in (folder, folder/'stage2', folder/'stage1'):
         if (path/'model.safetensors').exists(): return path
 

@@ -37,8 +37,8 @@ from transformers.utils.logging import disable_progress_bar
 # %% ../nbs/05_pretrain.ipynb #05a0000f
 from .core import (
     add_compute_options, atomic, changed, check_seal, compute_changes, default_device, ensure_settings,
-    is_code, Layout, memory_errors, only_writer, open_run, parse_changes, read_json, rng, run_path,
-    saved_settings, seal, Settings, UserError, with_new_names, write_json)
+    is_code, join_pieces, Layout, memory_errors, only_writer, open_run, parse_changes, read_json, rng,
+    run_path, saved_settings, seal, Settings, UserError, with_new_names, write_json)
 from .generate import fill_image, generate_reports
 from .model import (
     causal_loss, ChexmixForCausalLM, from_text_model, init_from_codebook, is_text, mask_tokens, new_model,
@@ -850,11 +850,13 @@ def shared_changes(
     folder: Path,   # of the run
     changes: dict,  # of stage 2: fields of `ComputeOptions` and of `StageConfig`
 ) -> dict:          # of stage 1
-    "What stage 1 takes over, where it is trained first because stage 2 was asked for."
-    names = {'fresh'}
-    if not (folder/'stage1'/'model.safetensors').exists():
-        names |= {field.name for field in fields(ComputeOptions)} | {'minutes', 'precision'}
-    return {name: value for name, value in changes.items() if name in names}
+    "What stage 1 is called with where stage 2 was asked for; a finished one keeps its own budget."
+    names, known = {'fresh'}, {}
+    if (folder/'stage1'/'model.safetensors').exists():
+        saved = read_json(folder/'stage1'/'settings.json')
+        known = {name: saved[name] for name in ('minutes', 'precision') if saved.get(name)}
+    else: names |= {field.name for field in fields(ComputeOptions)} | {'minutes', 'precision'}
+    return known | {name: value for name, value in changes.items() if name in names}
 
 # %% ../nbs/05_pretrain.ipynb #05b00016
 def stage_batches(
@@ -1166,6 +1168,7 @@ def load_model(
 
     Raises `UserError` where there is none, or where its weights do not fit."""
     folder = run_path(place)
+    join_pieces(folder)
     if not (folder/'model.safetensors').exists():
         finished = [n for n in ('stage2', 'stage1') if (folder/n/'model.safetensors').exists()]
         folder = folder/(name or (finished + ['stage1'])[0])

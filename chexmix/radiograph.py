@@ -852,6 +852,7 @@ def errors_naming(
 ):
     "Turn every failure inside into a `UserError` that names the path, but nothing of the content."
     try: yield
+    except UserError: raise  # of a package that is missing: no fault of the file
     except (Unreadable, DecoderDied) as e: reason = str(e)
     except UnidentifiedImageError: reason = 'it is no PNG, JPEG, TIFF or DICOM file'
     except Image.DecompressionBombError: reason = f'it has more than {MAX_PIXELS:,} pixels'

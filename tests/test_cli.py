@@ -1,11 +1,12 @@
 "The command line: images in, text or PNG out; each mistake one line, exit code 2, nothing half-written."
 import json, os, resource, shlex, shutil, signal, subprocess, sys, time
 
-import numpy as np, pandas as pd, pydicom, pytest
+import numpy as np, pandas as pd, pydicom, pytest, torch
 from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from chexmix.cli import main
+from chexmix.core import PRESETS
 from chexmix.data import read_table
 from chexmix.phantom import make_phantom
 from chexmix.records import load_records
@@ -298,6 +299,26 @@ def test_an_exported_model_answers_alike(images, own_run, tmp_path, capsys):
     assert main(['report', str(images/'a.png'), '--model', str(tmp_path/'half'), '--new', '20']) == 0
 
 
+def test_weights_in_pieces_are_the_same_weights(own_run, tmp_path, capsys):
+    "Small files that are joined when the weights are opened; without one of them nothing is opened."
+    from chexmix.pretrain import load_model
+    command = ['export', '--run', str(own_run), '--stage', 'stage1', '-o']
+    assert main([*command, str(tmp_path/'whole')]) == 0
+    assert main([*command, str(tmp_path/'pieces'), '--piece-mb', '.05']) == 0
+    weights = [path for path in (tmp_path/'pieces').rglob('*') if 'safetensors' in path.name]
+    assert len(weights) > 6 and max(path.stat().st_size for path in weights) <= 50_000
+    shutil.copytree(tmp_path/'pieces', tmp_path/'fewer')
+    (tmp_path/'fewer'/'model.safetensors.001').unlink()
+    assert main(['report', '--model', str(tmp_path/'fewer'), str(tmp_path/'a.png')]) == 2
+    assert 'model.safetensors.001 is missing' in capsys.readouterr().err
+    ids = torch.arange(40)[None]
+    logits = [load_model(tmp_path/name)[0](ids).logits for name in ('whole', 'pieces')]
+    assert torch.equal(*logits)
+    name = 'image_tokenizer/model.safetensors'
+    assert (tmp_path/'whole'/name).read_bytes() == (tmp_path/'pieces'/name).read_bytes()
+    assert main([*command, str(tmp_path/'none'), '--piece-mb', '-1']) == 2
+
+
 def test_settings_of_another_run(own_run, tmp_path, capsys):
     "`--config` makes the run that it was saved by, and single values change it."
     from chexmix.cli import build_parser, run_settings
@@ -478,7 +499,9 @@ def test_wrong_choices_for_an_audit(name, tmp_path, capsys):
 
 
 def test_demo_on_a_table_named_from_here(tmp_path, monkeypatch, capsys):
-    "The whole demo at preset tiny, on a table whose path is relative; a second call does nothing again."
+    """The whole demo at preset tiny under a budget of time, on a table whose path is relative.
+
+    A second call does nothing again."""
     rows = []
     for k in range(80):
         study = save_phantom(tmp_path/f'{k}.png', 6, k)
@@ -486,7 +509,7 @@ def test_demo_on_a_table_named_from_here(tmp_path, monkeypatch, capsys):
     pd.DataFrame(rows).to_csv(tmp_path/'table.csv', index=False)
     monkeypatch.chdir(tmp_path)
     run = tmp_path/'run'
-    words = ['demo', '--preset', 'tiny', '--run', str(run), '--data', 'table.csv']
+    words = ['demo', '--preset', 'tiny', '--run', str(run), '--data', 'table.csv', '--minutes', '2']
     words += ['--notebooks', str(root/'nbs')]
     assert main(words) == 0
     printed, page = capsys.readouterr().out, (run/'index.html').read_text()
@@ -494,9 +517,49 @@ def test_demo_on_a_table_named_from_here(tmp_path, monkeypatch, capsys):
     assert page.count('<img') > 10 and 'synthetic' not in page
     assert len(list((run/'notebooks').glob('*.ipynb'))) == 9
     assert len(list((run/'results').glob('*.json'))) >= 6
+    log = pd.read_csv(run/'logs'/'stage1.csv')
+    assert log.step.max() != PRESETS['tiny'].stage1_steps  # the clock ended it, not its steps
     made = (run/'index.html').stat().st_mtime
     assert main(words) == 0 and (run/'index.html').stat().st_mtime == made
     shutil.rmtree(run)
+
+
+COUNTING = """
+import time
+from pathlib import Path
+place = Path(run)/'count.txt'
+for i in range(place.read_text().count('\\n') if place.exists() else 0, 100):
+    with place.open('a') as file: file.write(f'{i}\\n')
+    time.sleep(.1)"""
+
+
+def test_demo_in_pieces(tmp_path, monkeypatch, capsys):
+    """A piece ends when it should and names the command that goes on, until the work of ten seconds is done.
+
+    What was done is not done again, neither the steps of a notebook that keeps them nor a finished notebook.
+    """
+    import nbformat
+    import chexmix.cli as cli
+    run, args = tmp_path/'run', ['demo', '--preset', 'tiny', '--piece', '.12']
+    run.mkdir()
+    for name, source in (('03_tokenizer', "print('once')"), ('count', COUNTING)):
+        parameters = nbformat.v4.new_code_cell("run = ''", metadata=dict(tags=['parameters']))
+        cells = [parameters, nbformat.v4.new_code_cell(source)]
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata=dict(language_info=dict(name='python')))
+        nbformat.write(notebook, tmp_path/f'{name}.ipynb')
+    monkeypatch.setattr(cli, 'SHORTEST_PIECE', 0.)
+    monkeypatch.setattr(cli, 'DEMO', (({'03_tokenizer': {}}, 1), ({'count': {}}, 10)))
+    args = cli.build_parser().parse_args([*args, '--run', str(run), '--notebooks', str(tmp_path)])
+    for piece in range(20):
+        try: cli.run_notebooks(args, run)
+        except cli.PieceOver: assert cli.end_of_piece(args, run, set()) == 0
+        else: break
+        assert capsys.readouterr().out.splitlines()[-1] == cli.going_on(args)
+    assert piece > 0 and (run/'count.txt').read_text() == ''.join(f'{i}\n' for i in range(100))
+    assert {path.name for path in cli.finished_notebooks(run)} == {'03_tokenizer.ipynb', 'count.ipynb'}
+    again = cli.build_parser().parse_args(shlex.split(cli.going_on(args))[1:])
+    own = dict(function=args.function, parser=args.parser)
+    assert vars(again) | own == vars(args)
 
 
 # Options are honoured or refused, and an input is never replaced
