@@ -1,18 +1,18 @@
 "The token store under kills: it holds every study once."
 import os, shutil, signal, subprocess, sys, time
 
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 
 from chexmix.core import get_settings, open_run, read_json, start_run, UserError, write_json
 from chexmix.data import read_table
-from chexmix.generate import generate_study_reports
+from chexmix.generate import generate_reports
 from chexmix.phantom import make_phantom
 from chexmix.pretrain import load_model, pretrain
 from chexmix.processor import Processor
 from chexmix.report_text import report_text
 from chexmix.token_store import (
-    all_codes, encode_studies, merge_stores, open_store, plan_store, share_file, write_share,
+    encode_studies, merge_stores, open_store, plan_store, share_file, study_codes, write_share,
     write_token_store)
 
 WRITE_IN_TWO_PROCESSES = '''
@@ -186,7 +186,7 @@ def test_a_study_of_two_images_is_learnt_as_one_sequence(tiny_run, tmp_path, cap
     pretrain(run, settings, 1, steps=3, batch=4, panels=0)
     model, _ = load_model(run, 'stage1')
     assert model.config.images_a_study == 2
-    reports = generate_study_reports(model, [all_codes(row) for row in store], max_new_tokens=8)
+    reports = generate_reports(model, study_codes(store), max_new_tokens=8)
     assert len(reports) == 7 and all(reports)
 
 
@@ -197,4 +197,4 @@ def test_two_images_where_they_do_not_fit(tiny_run, tmp_path, capsys):
     assert len(store) == 13 and 'second_codes' not in store.column_names
     model, _ = load_model(tiny_run, 'stage1')
     with pytest.raises(UserError, match='reads 1 image a study, and is given 2'):
-        generate_study_reports(model, [[*store[0]['codes'], *store[1]['codes']]])
+        generate_reports(model, torch.tensor([[*store[0]['codes'], *store[1]['codes']]]))
