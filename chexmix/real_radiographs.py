@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'METRICS', 'Way', 'shuffle_images', 'study_sources', 'train_tokenizers', 'prepare_way', 'train_way',
-           'frontal_rows', 'people_labels', 'against_people', 'keep_way_reports', 'keep_baselines', 'labelled_cohort',
-           'probe_way', 'ask_way', 'evaluate_way', 'way_statistic', 'alike', 'across_seeds', 'way_records',
-           'way_differences', 'plot_ways', 'choose_answers', 'answers_html']
+           'frontal_rows', 'people_labels', 'against_people', 'nearest_reports', 'keep_way_reports', 'keep_baselines',
+           'labelled_cohort', 'probe_way', 'ask_way', 'evaluate_way', 'way_statistic', 'alike', 'across_seeds',
+           'way_records', 'way_differences', 'plot_ways', 'choose_answers', 'answers_html']
 
 # %% ../nbs/compare/real_radiographs.ipynb #6a137703
 import base64, hashlib
@@ -22,6 +22,7 @@ from .classify import (
     new_questions, score_system)
 from .core import atomic, open_run, run_path, Settings, start_run, UserError
 from .data import concatenate
+from .embeddings import embed
 from .masking_study import kept_scores
 from .metrics import macro, paired_interval, weighted_auroc
 from .model import fingerprint
@@ -174,11 +175,26 @@ def against_people(
     detail = kept.detail | dict(labels='people')
     return replace(kept, study_ids=ids, patients=patients, values=values, detail=detail)
 
+# %% ../nbs/compare/real_radiographs.ipynb #39e559c3
+def nearest_reports(
+    weights: Path,   # folder of them
+    rows: Dataset,   # test studies
+    train: Dataset,  # training studies
+) -> list[str]:      # one for each test study
+    "Reports of the training studies whose first images are nearest by the middle layer's embedding."
+    model, _ = load_model(weights)
+    layer = [model.config.num_hidden_layers // 2]
+    codes = [torch.tensor(own['codes']) for own in (rows, train)]
+    queries, candidates = (embed(model, own, layers=layer)[:, 0] for own in codes)  # (N, D), (M, D)
+    nearest = torch.cdist(queries, candidates).argmin(1)
+    return [train['text'][i] for i in nearest.tolist()]
+
 # %% ../nbs/compare/real_radiographs.ipynb #11cc4bf5
 def keep_way_reports(
     name: str,             # in `WAYS`
     weights: Path,         # folder of them
     rows: Dataset,         # test studies
+    train: Dataset,        # training studies
     labels: pd.DataFrame,  # by people
     guidances=(1, 2),
 ) -> list[StudyValues]:
@@ -188,7 +204,9 @@ def keep_way_reports(
     for guidance in guidances:
         title = f'reports of {name}, guidance {guidance:g}'
         written[0, '', guidance] = write_reports(model, processor, codes, guidance=guidance, title=title)
+    neighbours = nearest_reports(weights, rows, train)
     kept = keep_reports(name, written, rows)
+    kept += keep_reports(name, {(0, '', None): neighbours}, rows, by='nearest by embedding')
     return [*kept, *(against_people(own, labels) for own in kept)]
 
 # %% ../nbs/compare/real_radiographs.ipynb #d42d1946
@@ -264,9 +282,10 @@ def evaluate_way(
 ) -> list[StudyValues]:
     "Reports and findings of one model, from its file where it was evaluated before."
     def evaluate():
-        rows = frontal_rows(weights.parent, studies)
-        kept = keep_way_reports(name, weights, rows, labels) + probe_way(name, weights, studies, labels)
-        return kept + ask_way(name, weights, studies, labels, most_asked, least)
+        test, train = (frontal_rows(weights.parent, studies, split) for split in ('test', 'train'))
+        reports = keep_way_reports(name, weights, test, train, labels)
+        probed = probe_way(name, weights, studies, labels)
+        return reports + probed + ask_way(name, weights, studies, labels, most_asked, least)
     n_labels = int(labels.sum().sum())
     conditions = [fingerprint(load_model(weights)[0]), len(studies), n_labels, most_asked, least]
     return kept_scores(weights.parent, f'real_{weights.name}', conditions, evaluate)

@@ -509,7 +509,7 @@ def test_demo_on_a_table_named_from_here(tmp_path, monkeypatch, capsys):
     pd.DataFrame(rows).to_csv(tmp_path/'table.csv', index=False)
     monkeypatch.chdir(tmp_path)
     run = tmp_path/'run'
-    words = ['demo', '--preset', 'tiny', '--run', str(run), '--data', 'table.csv', '--minutes', '2']
+    words = ['demo', '--preset', 'tiny', '--run', str(run), '--data', 'table.csv', '--minutes', '.6']
     words += ['--notebooks', str(root/'nbs')]
     assert main(words) == 0
     printed, page = capsys.readouterr().out, (run/'index.html').read_text()
