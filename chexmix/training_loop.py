@@ -279,7 +279,8 @@ def training_state(learn: Learner) -> dict:
 # %% ../nbs/foundations/training_loop.ipynb #e6673a62
 def checkpoints(folder: Path) -> list[Path]:
     "The checkpoints in `folder`, the latest first."
-    return sorted(folder.glob('step-*'), reverse=True)
+    found = [path for path in folder.glob('step-*') if path.suffix == '.pt' or path.is_dir()]
+    return sorted(found, reverse=True)
 
 def remove_checkpoint(path: Path):
     "Remove one checkpoint, a file or a folder."

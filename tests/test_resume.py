@@ -28,8 +28,9 @@ def same_weights(folder, one, other) -> bool:
 
 def same_optimizer(one, other) -> bool:
     "Whether two checkpoints have the same state of the optimizer."
-    states = zip(one['opt']['state'].values(), other['opt']['state'].values(), strict=True)
-    return all(torch.equal(a[k], b[k]) for a, b in states for k in a)
+    of_one, of_other = one['opt']['state'], other['opt']['state']  # by the weight's name, in any order
+    if of_one.keys() != of_other.keys(): return False
+    return all(torch.equal(of_one[name][k], of_other[name][k]) for name in of_one for k in of_one[name])
 
 
 # killed
