@@ -75,7 +75,7 @@ def cohort(
     names = list(FINDINGS)
     labels = pd.DataFrame(np.array(rows['labels'], dtype=float), columns=names)
     resolved = resolve_uncertain(labels, uncertain)[names].to_numpy()
-    codes = study_codes(rows) if all_images else torch.tensor(rows['codes'])
+    codes = study_codes(rows) if all_images else torch.tensor(rows['codes'][:])
     patients = np.array(rows['patient_id'])
     return Cohort(list(rows['study_id']), patients, list(rows['path']), codes, resolved)
 

@@ -359,12 +359,12 @@ def cut_file(
     most: int,  # bytes of a piece
 ):
     "Replace a file by pieces beside it; `join_pieces` is the inverse."
-    whole, n = file_hash(path), 0
+    digest, n = file_hash(path), 0
     with open(path, 'rb') as file:
         while content := file.read(most):
             with atomic(f'{path}.{n:03}') as part: part.write_bytes(content)
             n += 1
-    write_json(Path(f'{path}.pieces'), {'n': n, 'hash': whole})
+    write_json(Path(f'{path}.pieces'), {'n': n, 'hash': digest})
     path.unlink()
 
 # %% ../nbs/00_core.ipynb #b07e045b
@@ -484,7 +484,7 @@ USUAL = dict(minutes=0, tokenizer_minutes=0, images_a_study=1, augmentations=0)
 def saved_settings(
     config,  # a dataclass of settings
 ) -> dict:
-    "Settings as they are saved: a budget of time only where there is one, as in earlier versions."
+    "Settings as they are saved; without those of `USUAL` where they are as usual, as in earlier versions."
     return {name: value for name, value in asdict(config).items() if value != USUAL.get(name)}
 
 # %% ../nbs/00_core.ipynb #1bf92bd8

@@ -167,7 +167,7 @@ def training_averages(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (H, W) mean image; (n,) most frequent codes
     "The mean training image, and the most frequent training code at each position."
     mean_image = read_images(train['path'][:most], size).mean(0)  # (H, W)
-    return mean_image, torch.tensor(train['codes']).mode(0).values
+    return mean_image, torch.tensor(train['codes'][:]).mode(0).values
 
 # %% ../nbs/07_inpaint.ipynb #84490af9
 def mask_studies(
@@ -181,7 +181,7 @@ def mask_studies(
     "Masks for an evaluation: the same for every model, and for every call with the same seed."
     size = processor.image_size
     masks = evaluation_masks(rows['study_id'], processor.layout.grid, ratios, seed)
-    images, codes = read_images(rows['path'], size), torch.tensor(rows['codes'])
+    images, codes = read_images(rows['path'], size), torch.tensor(rows['codes'][:])
     averages = training_averages(train, size, most_train)
     ids, patients = list(rows['study_id']), list(rows['patient_id'])
     return MaskedStudies(ids, images, codes, patients, masks, *averages)

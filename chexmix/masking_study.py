@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'study_groups', 'detectable_findings', 'both_readings', 'valid_auroc', 'study_scores', 'probe_branch',
-           'asked_statements', 'likelihood_in_parts', 'ask_branch', 'kept_scores', 'branch_scores', 'best_readings',
-           'auroc_statistic', 'mean_auroc', 'masking_difference', 'masking_verdict', 'ratio_differences',
-           'plot_differences', 'branch_records', 'difference_record']
+           'asked_statements', 'likelihood_in_parts', 'ask_branch', 'branch_scores', 'best_readings', 'auroc_statistic',
+           'mean_auroc', 'masking_difference', 'masking_verdict', 'ratio_differences', 'plot_differences',
+           'branch_records', 'difference_record']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
 from dataclasses import replace
@@ -23,11 +23,11 @@ from .core import progress, UserError
 from .inpaint import fill_in_batches
 from .metrics import (
     bootstrap_interval, ConfidenceInterval, macro, paired_interval, weighted_auroc)
-from .model import ChexmixForCausalLM, fingerprint, study_masks
+from .model import ChexmixForCausalLM, fingerprint
 from .plots import label_lines, PALETTE, save_figure
 from .pretrain import load_model
 from .processor import Processor
-from .records import paired_record, read_study_values, Record, save_study_values, StudyValues
+from .records import kept_values, paired_record, Record, StudyValues
 from .report_text import FINDINGS, PARENTS
 from .token_store import split_rows
 from .tokenizer import open_studies
@@ -78,7 +78,7 @@ def both_readings(
     seed: int = 0,  # of the masks
 ) -> dict[str, tuple]:  # reading → codes (N, n), mask (N, n) bool
     "Masked images as a model can read them."
-    mask = study_masks(group.study_ids, group.codes.shape[1], ratio, seed)
+    mask = group.masks(ratio, seed)
     filled = fill_in_batches(model, group.codes, mask)
     return {'mask id': (group.codes, mask), 'filled first': (filled, torch.zeros_like(mask))}
 
@@ -188,21 +188,6 @@ def ask_branch(
             kept.append(study_scores(branch, groups['test'], test, findings, **detail))
     return kept
 
-# %% ../nbs/compare/masking_study.ipynb #e42d6d0b
-def kept_scores(
-    folder: Path,      # of the run
-    name: str,         # of the file in its results
-    conditions: list,  # numbers and words that the scores depend on
-    evaluate,          # () → scores, where no file holds them
-) -> list[StudyValues]:
-    "Scores from their file where it was made under the same conditions; else they are made and kept."
-    path = Path(folder)/'results'/f'{name}.npz'
-    found = read_study_values(path) if path.exists() else []
-    if found and found[0].detail['conditions'] == conditions: return found
-    made = [replace(kept, detail=kept.detail | dict(conditions=conditions)) for kept in evaluate()]
-    save_study_values(folder, name, made)
-    return made
-
 # %% ../nbs/compare/masking_study.ipynb #ea257d66
 def branch_scores(
     folder: Path,               # of the run
@@ -220,10 +205,10 @@ def branch_scores(
     def probe(): return probe_branch(branch, model, groups, findings, ratios, seed)
     def ask(): return ask_branch(branch, model, processor, statements, asked, findings, ratios, seed)
     conditions = [*shared, *map(len, groups.values())]
-    kept = kept_scores(folder, f'masking_study_{branch}_probe', conditions, probe)
+    kept = kept_values(folder, f'masking_study_{branch}_probe', conditions, probe)
     if not asked: return kept
     conditions = [*shared, *map(len, asked.values()), len(statements)]
-    return kept + kept_scores(folder, f'masking_study_{branch}_asked', conditions, ask)
+    return kept + kept_values(folder, f'masking_study_{branch}_asked', conditions, ask)
 
 # %% ../nbs/compare/masking_study.ipynb #03468a80
 def best_readings(
@@ -338,9 +323,8 @@ def branch_records(
     records = []
     for ratio, scores in best_readings(kept, by).items():
         i = bootstrap_interval(auroc_statistic(scores), scores.patients, seed=seed)
-        detail = {name: value for name, value in scores.detail.items() if name != 'conditions'}
         values = i.value, i.low, i.high, len(scores.study_ids)
-        records.append(Record('masking study', branch, 'AUROC macro', *values, seed, detail))
+        records.append(Record('masking study', branch, 'AUROC macro', *values, seed, scores.detail))
     return records
 
 # %% ../nbs/compare/masking_study.ipynb #f225cc92

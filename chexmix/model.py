@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILE', 'MODEL_CLASSES', 'VOCABULARY', 'OWN_FIELDS', 'is_text', 'put_text_first', 'share_score_in_spans',
-           'choose_masked', 'mask_scores', 'mask_tokens', 'lookup', 'sample_mask_ratios', 'study_masks', 'hide_images',
+           'choose_masked', 'mask_scores', 'mask_tokens', 'lookup', 'sample_mask_ratios', 'study_masks',
            'select_targets', 'is_text_target', 'target_weights', 'logits_at_once', 'head_logits', 'token_losses',
            'attention_inputs', 'causal_loss', 'rotary_share', 'ChexmixConfig', 'ids_since_start', 'in_same_image',
            'bidirectional_mask', 'ChexmixModel', 'may_follow', 'StudyGrammar', 'apply_guidance', 'guided_logits',
@@ -151,20 +151,6 @@ def study_masks(
     n_masked = (present.sum(1).double() * ratio).round()  # (N,) half to even, as `round`
     rank = scores.masked_fill(~present, torch.inf).argsort(1).argsort(1)  # (N, n)
     return rank < n_masked[:, None]
-
-# %% ../nbs/04_model.ipynb #af389424
-def hide_images(
-    n_codes: int,  # of all images of a study
-    hidden: list[int],  # which images, 0 = the first
-    layout: Layout,
-) -> torch.Tensor:  # (n_codes,) bool, True = masked
-    "The mask that hides whole images of a study. Raises `UserError` for one that the study does not have."
-    image_of_code = torch.arange(n_codes) // layout.n_image
-    for image in hidden:
-        if image in image_of_code: continue
-        raise UserError(f'the study has {n_codes // layout.n_image} images, counted from 0, and none of '
-                        f'number {image}: hide one that is there')
-    return torch.isin(image_of_code, torch.tensor(hidden, dtype=torch.long))
 
 # %% ../nbs/04_model.ipynb #a819161a
 def select_targets(

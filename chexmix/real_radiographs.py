@@ -5,37 +5,38 @@
 # %% auto #0
 __all__ = ['WAYS', 'METRICS', 'Way', 'shuffle_images', 'study_sources', 'train_tokenizers', 'prepare_way', 'train_way',
            'frontal_rows', 'people_labels', 'against_people', 'nearest_reports', 'keep_way_reports', 'keep_baselines',
-           'labelled_cohort', 'probe_way', 'ask_way', 'evaluate_way', 'way_statistic', 'alike', 'across_seeds',
-           'way_records', 'way_differences', 'plot_ways', 'choose_answers', 'answers_html']
+           'labelled_cohort', 'probe_way', 'ask_way', 'evaluate_way', 'way_statistic', 'way_records', 'way_differences',
+           'plot_ways', 'choose_answers', 'answers_html']
 
 # %% ../nbs/compare/real_radiographs.ipynb #6a137703
-import base64, hashlib
+import hashlib
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from datasets import Dataset
 
-from .baselines import keep_report_baselines, random_model
+from .baselines import nearest, neighbours
 from .classify import (
     ask_statements, Cohort, cohort, cohort_log_likelihood, evaluable, log_mean_over_images, model_features,
     new_questions, score_system)
-from .core import atomic, open_run, run_path, Settings, start_run, UserError
+from .core import atomic, open_run, Settings, start_run, UserError
 from .data import concatenate
 from .embeddings import embed
-from .masking_study import kept_scores
 from .metrics import macro, paired_interval, weighted_auroc
-from .model import fingerprint
-from .plots import PALETTE, png_bytes, save_figure
+from .model import ChexmixForCausalLM, fingerprint
+from .pipeline import picture_html
+from .plots import PALETTE, save_figure
 from .pretrain import load_model, pretrain
 from .processor import Processor
 from .radiograph import read_images
-from .records import paired_record, Record, StudyValues
+from .records import kept_values, paired_record, Record, same_conditions, StudyValues
 from chexmix.report import (
     affirmed_names, finding_marks, keep_constants, keep_reports, LEADING, report_statistic, text_html,
     write_reports)
 from .report_text import FINDINGS, resolve_uncertain
-from .token_store import open_store, split_rows, study_codes, write_token_store
+from .token_store import open_store, study_codes, write_token_store
 from .tokenizer import train_processor
 
 # %% ../nbs/compare/real_radiographs.ipynb #68fa57b6
@@ -56,8 +57,6 @@ WAYS = {
         'synthetic studies are mixed in everywhere', ('both views', 'phantoms'), 'frontal and phantoms'),
     'two images': Way('a sequence holds the frontal and the lateral image', learns='both views', n_images=2),
     'shuffled images': Way("each training report stands after another study's image", learns='shuffled')}
-
-pd.DataFrame([dict(way=name, about=way.about) for name, way in WAYS.items()])
 
 # %% ../nbs/compare/real_radiographs.ipynb #5864cf24
 def shuffle_images(
@@ -152,12 +151,11 @@ def frontal_rows(
 
 # %% ../nbs/compare/real_radiographs.ipynb #b0c241d9
 def people_labels(
-    studies: pd.DataFrame,       # manifest of the real studies
-    people: pd.DataFrame | None, # `study_id` and one column a finding; None = those of the manifest
-) -> pd.DataFrame:               # by study id, one column a finding
+    studies: pd.DataFrame,  # manifest of the real studies
+    people: pd.DataFrame,   # `study_id` and one column a finding
+) -> pd.DataFrame:          # by study id, one column a finding
     "The labels that people gave. Raises `UserError` where none of the studies has one."
-    table = studies if people is None else people
-    labels = table.drop_duplicates('study_id').set_index('study_id')[list(FINDINGS)]
+    labels = people.drop_duplicates('study_id').set_index('study_id')[list(FINDINGS)]
     if labels.index.isin(studies['study_id']).any(): return resolve_uncertain(labels, 'ignore')
     raise UserError('the table of labels names none of these studies: '
                     'its study_id must be that of the manifest')
@@ -177,36 +175,34 @@ def against_people(
 
 # %% ../nbs/compare/real_radiographs.ipynb #39e559c3
 def nearest_reports(
-    weights: Path,   # folder of them
-    rows: Dataset,   # test studies
-    train: Dataset,  # training studies
+    model: ChexmixForCausalLM,
+    test: Dataset,   # studies that need a report
+    train: Dataset,  # studies that have one
 ) -> list[str]:      # one for each test study
     "Reports of the training studies whose first images are nearest by the middle layer's embedding."
-    model, _ = load_model(weights)
     layer = [model.config.num_hidden_layers // 2]
-    codes = [torch.tensor(own['codes']) for own in (rows, train)]
+    codes = [torch.tensor(own['codes'][:]) for own in (test, train)]
     queries, candidates = (embed(model, own, layers=layer)[:, 0] for own in codes)  # (N, D), (M, D)
-    nearest = torch.cdist(queries, candidates).argmin(1)
-    return [train['text'][i] for i in nearest.tolist()]
+    found = nearest(queries, candidates, torch.ones_like(queries).bool())
+    return [train['text'][i] for i in found.tolist()]
 
 # %% ../nbs/compare/real_radiographs.ipynb #11cc4bf5
 def keep_way_reports(
-    name: str,             # in `WAYS`
-    weights: Path,         # folder of them
-    rows: Dataset,         # test studies
-    train: Dataset,        # training studies
-    labels: pd.DataFrame,  # by people
+    name: str,                 # in `WAYS`
+    model: ChexmixForCausalLM,
+    processor: Processor,
+    rows: dict[str, Dataset],  # train and test
+    labels: pd.DataFrame,      # by people
     guidances=(1, 2),
 ) -> list[StudyValues]:
     "The reports that one model writes of the test studies, with what every metric needs."
-    model, processor = load_model(weights)
-    codes, written = study_codes(rows), {}
+    test, written = rows['test'], {}
     for guidance in guidances:
-        title = f'reports of {name}, guidance {guidance:g}'
+        title, codes = f'reports of {name}, guidance {guidance:g}', study_codes(test)
         written[0, '', guidance] = write_reports(model, processor, codes, guidance=guidance, title=title)
-    neighbours = nearest_reports(weights, rows, train)
-    kept = keep_reports(name, written, rows)
-    kept += keep_reports(name, {(0, '', None): neighbours}, rows, by='nearest by embedding')
+    alike = {(0, '', None): nearest_reports(model, test, rows['train'])}
+    kept = keep_reports(name, written, test, labels='words', by='writing')
+    kept += keep_reports(name, alike, test, labels='words', by='nearest by embedding')
     return [*kept, *(against_people(own, labels) for own in kept)]
 
 # %% ../nbs/compare/real_radiographs.ipynb #d42d1946
@@ -216,11 +212,12 @@ def keep_baselines(
     labels: pd.DataFrame,    # by people
 ) -> list[StudyValues]:
     "The baselines of reports that need no model of ours."
-    settings, processor = open_run(folder)[1], Processor.from_pretrained(folder/'processor')
+    processor = Processor.from_pretrained(folder/'processor')
     test, train = (frontal_rows(folder, studies, split) for split in ('test', 'train'))
-    untrained = random_model(settings, processor)
-    kept = keep_constants(train, test, [0]) + keep_report_baselines(untrained, processor, test, train, [0])
-    kept = [own for own in kept if own.model != 'random weights']
+    texts = [train['text'][i] for i in neighbours(test, train, processor, [0])[0]]
+    kept = keep_constants(train, test, [0])
+    kept += keep_reports('nearest neighbour report', {(0, '', None): texts}, test)
+    kept = [replace(own, detail=own.detail | dict(labels='words')) for own in kept]
     return [*kept, *(against_people(own, labels) for own in kept)]
 
 # %% ../nbs/compare/real_radiographs.ipynb #646f23ce
@@ -235,32 +232,32 @@ def labelled_cohort(
 
 # %% ../nbs/compare/real_radiographs.ipynb #ad842d94
 def probe_way(
-    name: str,               # in `WAYS`
-    weights: Path,           # folder of them, in its run
-    studies: pd.DataFrame,   # manifest of the real studies
-    labels: pd.DataFrame,    # by people
+    name: str,                 # in `WAYS`
+    model: ChexmixForCausalLM,
+    rows: dict[str, Dataset],  # train, valid, test
+    labels: pd.DataFrame,      # by people
 ) -> list[StudyValues]:
     "What probes say of the test studies."
-    rows = {split: frontal_rows(weights.parent, studies, split) for split in ('train', 'valid', 'test')}
     groups = {split: labelled_cohort(own, labels) for split, own in rows.items()}
-    kept = score_system(name, model_features(load_model(weights)[0]), groups, (0,))[2]
+    kept = score_system(name, model_features(model), groups, (0,))[2]
     return [replace(own, detail=own.detail | dict(by='probe', labels='people')) for own in kept]
 
 # %% ../nbs/compare/real_radiographs.ipynb #7d90fd08
 def ask_way(
-    name: str,               # in `WAYS`
-    weights: Path,           # folder of them, in its run
-    studies: pd.DataFrame,   # manifest of the real studies
-    labels: pd.DataFrame,    # by people
-    most: int = 0,           # test studies, and as many of valid; 0 = all
-    least: int = 15,         # test studies with a finding, and as many without
+    name: str,                 # in `WAYS`
+    model: ChexmixForCausalLM,
+    processor: Processor,
+    rows: dict[str, Dataset],  # train, valid, test
+    labels: pd.DataFrame,      # by people
+    most: int = 0,             # test studies, and as many of valid; 0 = all
+    least: int = 15,           # test studies with a finding, and as many without
 ) -> list[StudyValues]:
     "What the model says of the test studies when it is asked, with statements of the training reports."
-    folder, (model, processor) = weights.parent, load_model(weights)
-    rows = {split: frontal_rows(folder, studies, split) for split in ('valid', 'test')}
-    few = {split: own.select(range(min(most or len(own), len(own)))) for split, own in rows.items()}
-    groups = {split: labelled_cohort(own, labels, all_images=True) for split, own in few.items()}
-    statements = ask_statements(frontal_rows(folder, studies, 'train'), dict(synthetic=False))
+    groups = {}
+    for split in ('valid', 'test'):
+        few = rows[split].select(range(min(most or len(rows[split]), len(rows[split]))))
+        groups[split] = labelled_cohort(few, labels, all_images=True)
+    statements = ask_statements(rows['train'], dict(synthetic=False))
     questions = new_questions(model, processor, statements)
     likely = {split: cohort_log_likelihood(model, processor, questions, c, 0) for split, c in groups.items()}
     questions = replace(questions, log_prior=log_mean_over_images(likely['valid']))
@@ -281,14 +278,15 @@ def evaluate_way(
     least: int = 15,         # test studies with a finding that counts when asked
 ) -> list[StudyValues]:
     "Reports and findings of one model, from its file where it was evaluated before."
+    model, processor = load_model(weights)
+
     def evaluate():
-        test, train = (frontal_rows(weights.parent, studies, split) for split in ('test', 'train'))
-        reports = keep_way_reports(name, weights, test, train, labels)
-        probed = probe_way(name, weights, studies, labels)
-        return reports + probed + ask_way(name, weights, studies, labels, most_asked, least)
-    n_labels = int(labels.sum().sum())
-    conditions = [fingerprint(load_model(weights)[0]), len(studies), n_labels, most_asked, least]
-    return kept_scores(weights.parent, f'real_{weights.name}', conditions, evaluate)
+        splits = 'train', 'valid', 'test'
+        rows = {split: frontal_rows(weights.parent, studies, split) for split in splits}
+        kept = keep_way_reports(name, model, processor, rows, labels) + probe_way(name, model, rows, labels)
+        return kept + ask_way(name, model, processor, rows, labels, most_asked, least)
+    conditions = [fingerprint(model), len(studies), int(labels.sum().sum()), most_asked, least]
+    return kept_values(weights.parent, f'real_{weights.name}', conditions, evaluate)
 
 # %% ../nbs/compare/real_radiographs.ipynb #5fea55c3
 METRICS = (*LEADING, 'BLEU-4, plain words', 'CIDEr-D', 'AUROC macro')
@@ -299,19 +297,6 @@ def way_statistic(kept: StudyValues, metric: str):
     if metric != 'AUROC macro' or not kept.values['labels'].size: return None
     return macro(weighted_auroc, kept.values['labels'], kept.values['scores'])
 
-# %% ../nbs/compare/real_radiographs.ipynb #c632e72b
-def alike(kept: StudyValues) -> tuple:
-    "What was measured, and how; systems are compared where this is equal."
-    names = 'guidance', 'labels', 'by'
-    return kept.task, *(kept.detail.get(name) for name in names)
-
-# %% ../nbs/compare/real_radiographs.ipynb #fd6c4957
-def across_seeds(
-    of_seeds: list[list[StudyValues]],  # of a way, one list a training seed
-) -> dict[tuple, list[StudyValues]]:    # `alike` → one a training seed
-    "The values of a way by what was measured."
-    return {alike(same[0]): list(same) for same in zip(*of_seeds)}
-
 # %% ../nbs/compare/real_radiographs.ipynb #e951315c
 def way_records(
     of_seeds: list[list[StudyValues]],  # of a way, one list a training seed
@@ -319,14 +304,13 @@ def way_records(
 ) -> list[Record]:
     "Every metric of a way: mean over training seeds, interval over patients and seeds."
     records = []
-    for kept in across_seeds(of_seeds).values():
+    for kept in zip(*of_seeds):
         for metric in METRICS:
             statistics = [way_statistic(own, metric) for own in kept]
             if None in statistics: continue
             nothing = [lambda weights: np.zeros(len(weights))] * len(kept)
             i = paired_interval(statistics, nothing, kept[0].patients, seed=seed)
-            detail = {k: v for k, v in kept[0].detail.items() if k != 'conditions'} | dict(seeds=len(kept))
-            about = kept[0].task, kept[0].model, metric
+            about, detail = (kept[0].task, kept[0].model, metric), kept[0].detail | dict(seeds=len(kept))
             records.append(Record(*about, i.value, i.low, i.high, len(kept[0].patients), seed, detail))
     return records
 
@@ -337,28 +321,26 @@ def way_differences(
     seed: int = 0,                   # of the bootstrap
 ) -> list[Record]:
     "One way minus another, seed by seed, wherever both were measured in the same way."
-    records, others = [], across_seeds(other)
-    for what, kept in across_seeds(one).items():
-        if what not in others: continue
-        rival = others[what] * (len(kept) if len(others[what]) == 1 else 1)
+    records = []
+    if len(other) == 1: other = other * len(one)
+    for kept, rival in product(zip(*one), zip(*other)):
+        if not same_conditions(kept[0], rival[0]): continue
         for metric in METRICS:
             if None in (way_statistic(kept[0], metric), way_statistic(rival[0], metric)): continue
-            record = paired_record(kept, rival, metric, way_statistic, seed)
-            detail = {k: v for k, v in record.detail.items() if k != 'conditions'}
-            records.append(replace(record, detail=detail))
+            records.append(paired_record(kept, rival, metric, way_statistic, seed))
     return records
 
 # %% ../nbs/compare/real_radiographs.ipynb #e97f5d6e
 def plot_ways(
     records: list[Record],     # from `way_records`
-    labels: str | None = None, # 'people', or None: by the words
+    labels: str = 'people',    # or words
     path: Path | None = None,  # the picture is also written there
 ):
     "F1 without No Finding and image dependence of every way, with 95% intervals."
     fig, axes = plt.subplots(1, 2, figsize=(8, 3), dpi=100, sharey=True, layout='constrained')
     for ax, metric in zip(axes, ('F1 without No Finding', 'image dependence without No Finding')):
-        shown = [r for r in records if r.metric == metric and r.detail.get('labels') == labels
-                 and r.detail.get('guidance') in (None, 2)]
+        shown = [r for r in records if r.metric == metric and r.detail['labels'] == labels
+                 and r.detail.get('by', 'writing') == 'writing' and r.detail.get('guidance', 2) == 2]
         for k, r in enumerate(shown[::-1]):
             color = PALETTE['stage1'] if r.model in WAYS else PALETTE['rest']
             ax.hlines(k, r.low, r.high, color=color)
@@ -396,9 +378,7 @@ def answers_html(
         lines = text_html('radiologist', answer['true']) if 'true' in answer else ''
         lines += text_html('model', answer['written'])
         lines += f'<div>{finding_marks(answer["named"], answer["affirmed"])}</div>'
-        picture = ''
-        if 'path' in answer:
-            data = base64.b64encode(png_bytes(read_images([answer['path']], 160)[0])).decode()
-            picture = f'<img alt="radiograph" src="data:image/png;base64,{data}"><br>'
-        cells.append(f'<tr><td>{picture}{answer["study"]}</td><td>{lines}</td></tr>')
+        study = answer['study']
+        if 'path' in answer: study = picture_html(study, read_images([answer['path']], 192)[0])
+        cells.append(f'<tr><td>{study}</td><td>{lines}</td></tr>')
     return f'<table style="font-size:.85em;line-height:1.35;text-align:left">{"".join(cells)}</table>'

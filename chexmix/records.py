@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Record', 'content_hash', 'command_word', 'papermill_command', 'data_name', 'save_records', 'read_records',
            'load_records', 'StudyValues', 'packed_values', 'array_key', 'save_study_values', 'read_study_values',
-           'load_study_values', 'paired_record', 'same_conditions', 'paired_records']
+           'load_study_values', 'paired_record', 'same_conditions', 'paired_records', 'kept_values']
 
 # %% ../nbs/foundations/records.ipynb #794d78c8
 import hashlib, json, math, platform, re, time, zipfile, zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -244,3 +244,19 @@ def paired_records(
             if None in (statistic(one, metric), statistic(other, metric)): continue
             records.append(paired_record([one], [other], metric, statistic, seed))
     return records
+
+# %% ../nbs/foundations/records.ipynb #4c8fbeab
+def kept_values(
+    folder: str | Path,  # of the run
+    name: str,           # of the file in its `results/`
+    conditions: list,    # numbers and words that the values depend on
+    evaluate,            # () → values, where no file holds them
+) -> list[StudyValues]:
+    "Values from their file where it was made under the same conditions; else they are made and kept."
+    path = Path(folder)/'results'/f'{name}.npz'
+    found = read_study_values(path) if path.exists() else []
+    if not found or found[0].detail['conditions'] != conditions:
+        found = [replace(own, detail=own.detail | dict(conditions=conditions)) for own in evaluate()]
+        save_study_values(folder, name, found)
+    for own in found: own.detail.pop('conditions')
+    return found

@@ -104,7 +104,7 @@ def embed_studies(
     regions: int = 1,  # of the images, see `region_means`
 ) -> tuple[torch.Tensor, torch.Tensor]:  # images (N, layers, D·regions²); reports (N, layers, D)
     "Embeddings of the images and of the reports of studies, each by itself."
-    images = embed(model, torch.tensor(rows['codes']), regions=regions)
+    images = embed(model, torch.tensor(rows['codes'][:]), regions=regions)
     return images, embed_texts(model, rows['text_ids'])
 
 # %% ../nbs/09_retrieve.ipynb #fbe04ede
@@ -589,6 +589,6 @@ def retrieve_images(
     text_embedding = embed_texts(model, [processor.text_tokenizer.encode(text)])
     scores = []
     for some in store.select_columns('codes').iter(BLOCK):
-        images = embed(model, torch.tensor(some['codes']), regions=alignment.regions)
+        images = embed(model, torch.tensor(some['codes'][:]), regions=alignment.regions)
         scores.append(aligned_scores(alignment, images, text_embedding)[:, 0])
     return best_studies(torch.cat(scores), store, k, ['study_id', 'path', 'text'])

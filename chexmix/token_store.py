@@ -190,9 +190,9 @@ def study_codes(
     studies,  # rows of a token store
 ) -> torch.Tensor:  # (N, k·n); -1 where a study has fewer than k images
     "Codes of all images of studies."
-    columns = ['codes', 'second_codes']
-    if isinstance(studies, Dataset):
-        studies = studies.select_columns([name for name in columns if name in studies.column_names])
+    if isinstance(studies, Dataset):  # other columns, which take time to read, are left out
+        names = [name for name in ('codes', 'second_codes') if name in studies.column_names]
+        studies = studies.select_columns(names)
     rows = [torch.tensor(all_codes(row)) for row in studies]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 

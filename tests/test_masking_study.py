@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np, pytest
 
 from chexmix.core import UserError
-from chexmix.masking_study import best_readings, kept_scores, masking_difference, masking_verdict
+from chexmix.masking_study import best_readings, masking_difference, masking_verdict
 from chexmix.metrics import ConfidenceInterval
-from chexmix.records import StudyValues
+from chexmix.records import kept_values, StudyValues
 
 RATIOS = (.5, .75, .9)
 
@@ -61,5 +61,5 @@ def test_scores_of_other_conditions_are_made_anew(tmp_path):
     def evaluate():
         calls.append(1)
         return branch('b', 1)
-    for weights in 'aab': kept_scores(tmp_path, 'b', [weights], evaluate)
+    for weights in 'aab': kept_values(tmp_path, 'b', [weights], evaluate)
     assert len(calls) == 2
