@@ -57,10 +57,13 @@ def our_loop(
     stage_config: StageConfig,
     layout: Layout,
     bf16: bool | None = None,  # as `fit` takes it
+    compiled: bool = False,    # each layer by torch.compile, as `--compile` does it
 ) -> float:  # the mean loss
     "`stage_config.steps` steps through `fit`, as `pretrain` does them."
     work = Path(tempfile.mkdtemp())
     model = trained_model(settings, stage_config, layout)
+    if compiled:
+        for layer in model.lm.model.layers: layer.compile(dynamic=True)
     batches = Batches(store, stage_config, layout, init_distributed())
     steps = stage_config.steps
     fit_settings = FitSettings(steps, lr=stage_config.lr, seed=stage_config.seed, weight_decay=.1,

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'PRIORS', 'ASK_COLORS', 'Cohort', 'cohort', 'cohorts', 'evaluable', 'evaluable_findings', 'print_skipped',
-           'in_macro', 'model_features', 'pooling', 'Probe', 'fit_one', 'fit_probe', 'valid_score', 'sweep',
-           'test_records', 'keep_scores', 'scores_statistic', 'score_system', 'save_probe', 'saved_file', 'load_probe',
-           'classify', 'plot_findings', 'evaluate_classify', 'report_sentences', 'grammar_reports', 'stated_findings',
-           'statements_about', 'choose_statements', 'statement_roles', 'Questions', 'statement_log_likelihood',
-           'log_mean_over_images', 'masked_image', 'new_questions', 'ask_findings', 'sample_reports',
-           'sampled_findings', 'fit_calibration', 'calibration_error', 'reliability', 'plot_reliability',
-           'save_questions', 'load_questions', 'auroc_difference', 'ask_record', 'Asked', 'cohort_log_likelihood',
-           'ask_test', 'rival_scores', 'system_records', 'ask_records', 'plot_ask', 'ask_at_ratios',
-           'reliability_curves', 'ask_statements', 'probe_of', 'ask_cohorts', 'evaluate_ask']
+           'in_macro', 'model_features', 'pooling', 'write_features', 'kept_features', 'Probe', 'fit_one', 'fit_probe',
+           'valid_score', 'sweep', 'test_records', 'keep_scores', 'scores_statistic', 'score_system', 'save_probe',
+           'saved_file', 'load_probe', 'classify', 'plot_findings', 'evaluate_classify', 'report_sentences',
+           'grammar_reports', 'stated_findings', 'statements_about', 'choose_statements', 'statement_roles',
+           'Questions', 'statement_log_likelihood', 'log_mean_over_images', 'masked_image', 'new_questions',
+           'ask_findings', 'sample_reports', 'sampled_findings', 'fit_calibration', 'calibration_error', 'reliability',
+           'plot_reliability', 'save_questions', 'load_questions', 'auroc_difference', 'ask_record', 'Asked',
+           'cohort_log_likelihood', 'ask_test', 'rival_scores', 'system_records', 'ask_records', 'plot_ask',
+           'ask_at_ratios', 'reliability_curves', 'ask_statements', 'probe_of', 'ask_cohorts', 'evaluate_ask']
 
 # %% ../nbs/06_classify.ipynb #45f9b0a5
 import math
@@ -32,17 +32,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from .core import progress, read_json, UserError, write_json
+from .core import atomic, progress, read_json, UserError, write_json
 from .embeddings import embed
 from .generate import generate_reports, score_continuations
 from .metrics import bootstrap_interval, macro, weighted_auprc, weighted_auroc
 from .model import ChexmixForCausalLM, fingerprint, study_masks
 from .phantom import make_phantom
 from .plots import label_lines, model_color, PALETTE, save_figure
-from .pretrain import load_model
+from .pretrain import dtype_of, load_model
 from .processor import Processor
-from .records import (
-    content_hash, paired_records, papermill_command, Record, save_records, save_study_values, StudyValues)
+from chexmix.records import (
+    array_key, content_hash, paired_records, papermill_command, Record, save_records, save_study_values,
+    StudyValues)
 from .report_text import (
     FINDINGS, label_report, PARENTS, report_mentions, report_sections, report_text,
     resolve_uncertain, standard_rules)
@@ -157,6 +158,53 @@ def pooling(regions: int) -> str:
     "The name of these means in records."
     return 'mean' if regions == 1 else f'means of {regions}×{regions} regions'
 
+# %% ../nbs/06_classify.ipynb #80d85b33
+def write_features(
+    path: Path,           # a new file, of numpy: (L+1, N, D·regions²) float32
+    model: ChexmixForCausalLM,
+    codes: torch.Tensor,  # (N, n)
+    mask: torch.Tensor,   # (N, n) bool, True = masked
+    regions: int = 1,     # see `region_means`
+    batch: int = 64,      # studies at once
+):
+    "Write the embeddings of studies at all layers. Raises `UserError` where the disk refuses."
+    starts = range(0, len(codes), batch)
+    if len(starts) > 16: starts = progress(starts, 'embedding images')
+    with atomic(path) as part, open(part, 'wb') as file:
+        for start in starts:
+            some = slice(start, start + batch)
+            layers = embed(model, codes[some], mask[some], batch=batch, regions=regions).transpose(0, 1)
+            if not start:
+                shape = (len(layers), len(codes), layers.shape[2])
+                header = dict(descr='<f4', fortran_order=False, shape=shape)
+                np.lib.format.write_array_header_1_0(file, header)
+                begin = file.tell()
+            for layer, rows in enumerate(layers.numpy()):  # (b, D·regions²)
+                file.seek(begin + 4 * (layer * len(codes) + start) * rows.shape[1])
+                file.write(rows.tobytes())
+
+# %% ../nbs/06_classify.ipynb #9f202a8f
+def kept_features(
+    folder: Path,      # of these features; those of other weights in it are removed
+    model: ChexmixForCausalLM,
+    weights: str,      # hash of the model's weights
+    regions: int = 1,  # see `region_means`
+):
+    """`model_features` from files, made where missing or damaged; layers are read when they are used.
+
+    A file is named by weights, number type, codes, masks and regions."""
+    weights = f'{weights}-{dtype_of(model)}'
+
+    def features(cohort, mask):
+        of_studies = '-'.join(array_key(x.numpy()) for x in (cohort.codes, mask))
+        path = folder/f'{weights}-{of_studies}-{regions}.npy'
+        for old in folder.glob('*.npy'):
+            if not old.name.startswith(weights): old.unlink(missing_ok=True)
+        try: return list(np.load(path, mmap_mode='r'))  # of (N, D·regions²)
+        except (OSError, ValueError, EOFError): write_features(path, model, cohort.codes, mask, regions)
+        return list(np.load(path, mmap_mode='r'))
+    return features
+
 # %% ../nbs/06_classify.ipynb #146252c2
 @dataclass(frozen=True)
 class Probe:
@@ -179,7 +227,7 @@ def fit_one(
 ) -> tuple[np.ndarray, float]:  # weight (D,), bias, for features before scaling
     "A logistic regression on standardised features, with the scaling folded into weight and bias."
     known = np.isfinite(truth)
-    scaler = MaxAbsScaler() if issparse(x) else StandardScaler()
+    scaler = MaxAbsScaler() if issparse(x) else StandardScaler(copy=False)  # `x[known]` is a copy already
     pipeline = make_pipeline(scaler, LogisticRegression(C=strength, max_iter=2000))
     # In float32 the optimiser can fail to find the minimum.
     scaler, regression = pipeline.fit(x[known].astype(float), truth[known])
@@ -409,13 +457,16 @@ def evaluate_classify(
     seed: int = 0,      # of masks, samples and bootstrap
     uncertain: str = 'ignore',     # policy of `resolve_uncertain`
     regions: int = 1,   # see `region_means`
+    **loading,          # of `load_model`: dtype='bfloat16'
 ) -> list[Record]:
     """Probe every model at every ratio; saved as `results/classify.json` with a picture and the probes.
 
+    The features of the models are kept in `features/`, see `kept_features`.
     Raises `UserError` where a model or a split is missing.
     """
     if not models or not ratios: raise UserError('name at least one model and one masking ratio')
-    loaded = {name: load_model(folder, name)[0] for name in models}
+    loaded = {name: load_model(folder, name, **loading)[0] for name in models}
+    weights = {name: content_hash(folder/name/'model.safetensors') for name in models}
     studies, info = open_studies(folder, data)
     print_first_image(studies, 'the probe')
     groups = cohorts(studies, most, uncertain)
@@ -423,7 +474,7 @@ def evaluate_classify(
     detail = dict(pooling=pooling(regions), uncertain=uncertain)
     records, all_kept = [], []
     for name, model in loaded.items():
-        features = model_features(model, regions)
+        features = kept_features(folder/'features'/name, model, weights[name], regions)
         found, probes, kept = score_system(name, features, groups, ratios, seed, **detail)
         records, all_kept = records + found, all_kept + kept
         save_probe(folder, name, replace(probes[min(ratios)], regions=regions), model)
@@ -431,9 +482,8 @@ def evaluate_classify(
     save_study_values(folder, 'classify', all_kept)
     command = papermill_command(
         '06_classify', folder, data=Path(data).name or None, most=most, seed=seed, uncertain=uncertain,
-        regions=regions, models=models, ratios=ratios)
-    weights = {name: content_hash(folder/name/'model.safetensors') for name in models}
-    save_records(folder, 'classify', records, info, weights, command)
+        regions=regions, models=models, ratios=ratios, **loading)
+    save_records(folder, 'classify', records, info, weights, command, dtype_of(*loaded.values()))
     plt.close(plot_findings(records, folder/'figures'/'classify_findings.png'))
     return records
 
@@ -972,12 +1022,13 @@ def evaluate_ask(
     seed: int = 0,      # of masks, samples and bootstrap
     wordings: int = 16, # see `choose_statements`
     samples: int = 12,  # reports of each study for comparison; 0 = none
+    **loading,          # of `load_model`: dtype='bfloat16'
 ) -> list[Record]:
     """Ask every model at every ratio; saved as `results/ask.json` with pictures and the questions.
 
     Raises `UserError` where a model or a split is missing, or no finding can be evaluated.
     """
-    loaded = {name: load_model(folder, name) for name in models}
+    loaded = {name: load_model(folder, name, **loading) for name in models}
     studies, info = open_studies(folder, data)
     groups = ask_cohorts(studies, most)
     statements, records = ask_statements(studies, info, wordings), []
@@ -991,6 +1042,7 @@ def evaluate_ask(
         curves = reliability_curves(found)
         plt.close(plot_reliability(curves, folder/'figures'/f'ask_{name}_reliability.png'))
     weights = {name: content_hash(folder/name/'model.safetensors') for name in models}
-    command = f'chexmix evaluate ask --run {folder.name}'
-    save_records(folder, 'ask', records, info, weights, command)
+    dtype = dtype_of(*[parts[0] for parts in loaded.values()])
+    command = f'chexmix evaluate ask --run {folder.name}' + f' --dtype {dtype}' * bool(loading)
+    save_records(folder, 'ask', records, info, weights, command, dtype)
     return records

@@ -483,14 +483,15 @@ def parse_ratios(words: str) -> list[float]:
 
 # %% ../nbs/14_cli.ipynb #ecf2bc58
 def evaluation_options(args) -> dict:
-    "`--most` and `--ratios`, as far as they are given. Raises `UserError` where the task has none."
+    "`--most`, `--ratios` and `--dtype`, as far as given. Raises `UserError` where the task has none."
     options = {}
+    if args.dtype: options['dtype'] = args.dtype
     if args.most is not None: options['most'] = args.most
     if args.ratios: options['ratios'] = parse_ratios(args.ratios)
     if (args.most or 0) < 0: raise UserError(f'--most must be 0 or more, not {args.most}')
     if options and args.task == 'baselines':
-        raise UserError('the baselines have several sizes of their own: leave --most and --ratios out, '
-                        'or run 10_baselines with its parameters')
+        raise UserError('the baselines have several sizes of their own: leave --most, --ratios and '
+                        '--dtype out, or run 10_baselines with its parameters')
     if args.ratios and args.task == 'retrieve':
         raise UserError('retrieval masks nothing: leave --ratios out')
     return options
@@ -1006,6 +1007,8 @@ def add_evaluate_commands(commands):
                    help="studies at most, of training for classify and retrieve; 0: all (default: its own)")
     p.add_argument('--ratios', default='', metavar='R,R',
                    help="shares of the image codes to mask, for example 0,.5,.9 (default: the task's own)")
+    p.add_argument('--dtype', default='', choices=('float32', 'bfloat16'),
+                   help='of the models while they are measured; the records say it (default: float32)')
     p = command(commands, export, 'chexmix export --run try --stage stage1 -o half', run=ANY_MODEL)
     p.add_argument('-o', '--out', required=True, help='a new folder')
     p.add_argument('--piece-mb', type=float, default=0., metavar='MB',

@@ -29,7 +29,7 @@ from .metrics import (
     bootstrap_interval, macro, masked_mse, masked_psnr, masked_ssim, weighted_auroc, weighted_mean)
 from .model import ChexmixForCausalLM, study_masks
 from .plots import mask_to_pixels, plot_images, cover_cells
-from .pretrain import load_model
+from .pretrain import dtype_of, load_model
 from .processor import Processor
 from .radiograph import read_images
 from .records import (
@@ -374,9 +374,13 @@ def save_gray(
     with atomic(path) as part: Image.open(file).convert('L').save(part, format='png', optimize=True)
 
 # %% ../nbs/07_inpaint.ipynb #64a8f9cc
-def load_models(folder: Path, models: list[str]) -> tuple[dict, Processor]:
+def load_models(
+    folder: Path,  # of the run
+    models: list[str],  # folders of the run
+    **loading,     # of `load_model`: dtype='bfloat16'
+) -> tuple[dict, Processor]:
     "Models of a run by name, each with its processor; and the processor of the first."
-    loaded = {name: load_model(folder, name) for name in models}
+    loaded = {name: load_model(folder, name, **loading) for name in models}
     return loaded, next(iter(loaded.values()))[1]
 
 # %% ../nbs/07_inpaint.ipynb #ff690199
@@ -417,12 +421,12 @@ def save_evaluation(
     records: list[Record],
     info: dict,       # of the studies, see `open_studies`
     models,           # folders of the run
-    **parameters,     # of this notebook
+    **parameters,     # of this notebook, `dtype` among them
 ):
     "Save records with the hashes of the weights and the command that measures them again."
     command = papermill_command('07_inpaint', folder, models=models, **parameters)
     weights = {name: content_hash(folder/name/'model.safetensors') for name in models}
-    save_records(folder, name, records, info, weights, command)
+    save_records(folder, name, records, info, weights, command, parameters['dtype'])
 
 # %% ../nbs/07_inpaint.ipynb #29f03fbc
 def evaluate_inpaint(
@@ -432,13 +436,14 @@ def evaluate_inpaint(
     most: int = 64,     # test studies; 0 = all
     ratios=(.25, .5, .75, .9),    # shares of codes masked at random
     seed: int = 0,      # of masks and bootstrap
+    **loading,          # of `load_model`: dtype='bfloat16'
 ) -> list[Record]:
     """Evaluate models and baselines on the same masks; saved as `results/inpaint.json` with two pictures.
 
     What each study gave is kept in `results/inpaint.npz`. The studies do not depend on the seed.
     Raises `UserError` where a model or test studies are missing.
     """
-    loaded, processor = load_models(folder, models)
+    loaded, processor = load_models(folder, models, **loading)
     masked, info = masked_test_studies(folder, processor, data, most, ratios, seed)
     fillings = all_fillings(loaded, processor, masked)
     all_kept = keep_fillings(fillings, loaded, masked)
@@ -446,7 +451,8 @@ def evaluate_inpaint(
     records += paired_records(all_kept, models, ('MSE', 'token accuracy'), filling_statistic, seed)
     save_study_values(folder, 'inpaint', all_kept)
     save_evaluation(folder, 'inpaint', records, info, models,
-                    data=Path(data).name or None, most=most, seed=seed, ratios=ratios)
+                    data=Path(data).name or None, most=most, seed=seed, ratios=ratios,
+                    dtype=dtype_of(*(model for model, _ in loaded.values())))
     shown = {name: filling for name, filling in fillings.items() if name != 'most frequent code'}
     for kind in ('random', 'block'):
         path = folder/'figures'/f'inpaint_{kind}.png'
@@ -538,12 +544,13 @@ def evaluate_findings(
     ratio: float = .5,            # share of codes masked at random
     most: int = 0,                # test studies; 0 = all
     seed: int = 0,
+    **loading,                    # of `load_model`: dtype='bfloat16'
 ) -> list[Record]:
     """Macro AUROC of a finding classifier on originals and on fillings of the same masks.
 
     Saved as `results/inpaint_findings.json`. Raises `UserError` where no finding can be evaluated.
     """
-    loaded, processor = load_models(folder, models)
+    loaded, processor = load_models(folder, models, **loading)
     masked, info = masked_test_studies(folder, processor, data, most, (ratio,), seed)
     labels = cohort(split_rows(open_studies(folder, data)[0], 'test', most), 'ones').labels
     findings = classifiable_findings(labels, info['name'])
@@ -557,5 +564,6 @@ def evaluate_findings(
     records = score_findings(all_kept, models, seed)
     save_study_values(folder, 'inpaint_findings', all_kept)
     save_evaluation(folder, 'inpaint_findings', records, info, models, data=Path(data).name or None,
-                    classifier_steps=steps, classifier_most=most, seed=seed)
+                    classifier_steps=steps, classifier_most=most, seed=seed,
+                    dtype=dtype_of(*(model for model, _ in loaded.values())))
     return records

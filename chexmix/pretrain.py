@@ -15,7 +15,7 @@ __all__ = ['CHOICES', 'DEFAULT_MASKING', 'STABLE', 'StageConfig', 'check_values'
            'shared_changes', 'stage_batches', 'stage_learning_rate', 'training_summary', 'steps_seen',
            'stage_fit_settings', 'stage_callbacks', 'flops_an_id', 'speed_callbacks', 'uses_bfloat16', 'StageJob',
            'stage_job', 'masked_text', 'StageLearner', 'plot_study', 'stage_learner', 'get_learner', 'pretrain',
-           'load_model', 'command_line', 'main', 'launch_command', 'run_aloud', 'launch', 'plot_log']
+           'load_model', 'dtype_of', 'command_line', 'main', 'launch_command', 'run_aloud', 'launch', 'plot_log']
 
 # %% ../nbs/05_pretrain.ipynb #c4a464f4
 import argparse, itertools, json, os, platform, re, shutil, subprocess, sys, textwrap
@@ -1163,10 +1163,13 @@ def pretrain(
 def load_model(
     place: str | Path,  # a run, or a folder of weights
     name: str = '',     # in a run: stage1, stage2, …; '' = the last stage there is
+    dtype: str = '',    # float32 or bfloat16, of the weights and what is computed; '' = as they were saved
 ) -> tuple[ChexmixForCausalLM, Processor]:
     """Model, in evaluation mode on the default device, and its processor.
 
-    Raises `UserError` where there is none, or where its weights do not fit."""
+    Raises `UserError` where there is none, where its weights do not fit, or for another `dtype`."""
+    if dtype not in ('', 'float32', 'bfloat16'):
+        raise UserError(f'weights are computed with in float32 or bfloat16, not in {dtype}')
     folder = run_path(place)
     join_pieces(folder)
     if not (folder/'model.safetensors').exists():
@@ -1176,8 +1179,15 @@ def load_model(
         raise UserError(f'no trained model at {folder}: run 05_pretrain (`chexmix pretrain`) first')
     check_seal(folder)
     with memory_errors('free some, or take a device with more (`--device`)'):
-        model = ChexmixForCausalLM.from_pretrained(folder).to(default_device()).eval()
-        return model, Processor.from_pretrained(folder)
+        model = ChexmixForCausalLM.from_pretrained(folder, dtype=dtype or 'auto')
+        return model.to(default_device()).eval(), Processor.from_pretrained(folder)
+
+# %% ../nbs/05_pretrain.ipynb #e009e088
+def dtype_of(
+    *models: torch.nn.Module,
+) -> str:
+    "The number types of the models' weights, as records name them: float32, or bfloat16, float32."
+    return ', '.join(sorted({str(model.dtype).removeprefix('torch.') for model in models}))
 
 # %% ../nbs/05_pretrain.ipynb #c842ab35
 def command_line() -> argparse.ArgumentParser:

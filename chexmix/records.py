@@ -86,6 +86,7 @@ def save_records(
     data: dict,             # name, synthetic, hash of what was measured on
     weights: dict,          # model name → hash of its weights
     command: str = '',      # what makes the same numbers again
+    dtype: str = '',        # of the weights while they were measured, as torch calls it; '' = not said
 ):
     "Write `results/<task>.json`: the records and what they depend on."
     config = read_json(Path(folder)/'settings.json')
@@ -96,7 +97,8 @@ def save_records(
     for library in ('torch', 'transformers', 'numpy', 'scikit-learn'): versions[library] = version(library)
     write_json(Path(folder)/'results'/f'{task}.json', dict(
         config=config, data=data, weights=weights, device=device, versions=versions, command=command,
-        date=time.strftime('%Y-%m-%d'), records=[asdict(r) for r in records]))
+        **(dict(dtype=dtype) if dtype else {}), date=time.strftime('%Y-%m-%d'),
+        records=[asdict(r) for r in records]))
 
 # %% ../nbs/foundations/records.ipynb #24fbdf4a
 def read_records(

@@ -40,7 +40,7 @@ from .metrics import (
 from .model import ChexmixForCausalLM, study_masks
 from .plots import (
     cover_cells, label_lines, model_color, RIGHT_COLOR, save_figure, save_png, WRONG_COLOR)
-from .pretrain import load_model
+from .pretrain import dtype_of, load_model
 from .processor import Processor
 from .radiograph import read_images
 from .records import (
@@ -975,6 +975,7 @@ def evaluate_report(
     ratios=(0, .5, .9),           # shares of image codes masked; 0 is added where it is missing
     seed: int = 0,                # of masks and bootstrap
     guidances=(1, 2),             # strengths of guidance
+    **loading,                    # of `load_model`: dtype='bfloat16'
 ) -> list[Record]:
     """Evaluate models beside constants in every reading; saved as `results/report.json` and `.npz`.
 
@@ -982,7 +983,7 @@ def evaluate_report(
     Raises `UserError` where a model or test studies are missing.
     """
     folder, ratios, models = Path(folder), sorted({0, *ratios}), list(models)
-    loaded = {name: load_model(folder, name) for name in models}
+    loaded = {name: load_model(folder, name, **loading) for name in models}
     studies, info = open_studies(folder, data)
     rows, train = report_studies(studies, most), split_rows(open_store(folder/'store'), 'train')
     written = write_all_reports(loaded, rows, train, ratios, guidances, seed)
@@ -997,10 +998,11 @@ def evaluate_report(
     valid = with_report(split_rows(studies, 'valid', most // 2))
     if len(valid): records += guidance_records(model, processor, valid, name, seed=seed)
     save_study_values(folder, 'report', all_kept)
+    dtype = dtype_of(*(model for model, _ in loaded.values()))
     command = papermill_command('08_report', folder, data=Path(data).name or None, most=most, seed=seed,
-                                models=models, ratios=ratios, guidances=guidances)
+                                models=models, ratios=ratios, guidances=guidances, dtype=dtype)
     weights = {name: content_hash(folder/name/'model.safetensors') for name in models}
-    save_records(folder, 'report', records, info, weights, command)
+    save_records(folder, 'report', records, info, weights, command, dtype)
     plt.close(plot_report_ratios(records, folder/'figures'/'report_ratios.png'))
     plt.close(plot_report_findings(records, folder/'figures'/'report_findings.png'))
     return records

@@ -29,7 +29,7 @@ from .metrics import (
     bootstrap_interval, chance_median, chance_recall, hit_ranks, weighted_mean, weighted_median)
 from .model import ChexmixForCausalLM
 from .plots import plot_image, plot_texts, RIGHT_COLOR, save_figure, save_png
-from .pretrain import load_model
+from .pretrain import dtype_of, load_model
 from .processor import Processor
 from .radiograph import read_images
 from .records import content_hash, papermill_command, Record, save_records
@@ -505,9 +505,10 @@ def evaluate_retrieve(
     most: int = 400,  # training studies for the alignment
     seed: int = 0,    # of the bootstrap
     larger: tuple[int, ...] = (1000, 0),  # further pools, by embedding only; 0 = all test studies
+    **loading,        # of `load_model`: dtype='bfloat16'
 ) -> list[Record]:
     "Score models on one pool, beside chance; records, pool, examples and pictures are saved."
-    loaded = {name: load_model(folder, name) for name in models}
+    loaded = {name: load_model(folder, name, **loading) for name in models}
     store, info = open_studies(folder, data)
     print_first_image(store, 'retrieval by embedding')
     studies, records = sample_pool(store, pool, pairs, most, larger), []
@@ -516,10 +517,11 @@ def evaluate_retrieve(
         records += matrix_records(name, scores, layers, studies, seed)
     records += chance_records(studies, seed)
     weights = {name: content_hash(folder/name/'model.safetensors') for name in models}
+    dtype = dtype_of(*(model for model, _ in loaded.values()))
     command = papermill_command(
         '09_retrieve', folder, data=Path(data).name or None, pool=pool, pairs=pairs, most=most, seed=seed,
-        larger=larger, models=models)
-    save_records(folder, 'retrieve', records, info, weights, command)
+        larger=larger, models=models, dtype=dtype)
+    save_records(folder, 'retrieve', records, info, weights, command, dtype)
     save_pool(folder, studies)
     save_examples(folder, scores, studies, name, processor.image_size)
     return records
