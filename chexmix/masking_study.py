@@ -6,7 +6,7 @@
 __all__ = ['LEVEL', 'study_groups', 'detectable_findings', 'both_readings', 'valid_auroc', 'study_scores', 'probe_branch',
            'asked_statements', 'likelihood_in_parts', 'ask_branch', 'branch_scores', 'best_readings', 'auroc_statistic',
            'mean_auroc', 'masking_difference', 'masking_verdict', 'ratio_differences', 'plot_differences',
-           'branch_records', 'difference_record']
+           'branch_records', 'difference_record', 'verdict_table']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
 from dataclasses import replace
@@ -341,3 +341,16 @@ def difference_record(
     detail = dict(by=by, minus=other, seeds=len(seeds), level=LEVEL, verdict=masking_verdict(difference))
     values = difference.value, difference.low, difference.high
     return Record('masking study', one, 'AUROC macro, mean over ratios', *values, n, seed, detail)
+
+# %% ../nbs/compare/masking_study.ipynb #2377109a
+def verdict_table(
+    records: list[Record],  # of one study, or of several
+) -> pd.DataFrame:          # a row for each verdict
+    "The primary endpoint of each way of reading, with the verdict that the protocol gives it."
+    rows = []
+    for r in records:
+        if 'verdict' not in r.detail: continue
+        difference = f'{r.value:+.3f} ({r.low:+.3f} to {r.high:+.3f})'
+        detail = {name: r.detail[name] for name in ('by', 'seeds', 'verdict')}
+        rows.append(dict(difference=f'{r.model} minus {r.detail["minus"]}', n=r.n, AUROC=difference) | detail)
+    return pd.DataFrame(rows)

@@ -55,7 +55,9 @@ WAYS = {
     'more images': Way('the image tokenizer learns from further images too', ('both views', 'others')),
     'with phantoms': Way(
         'synthetic studies are mixed in everywhere', ('both views', 'phantoms'), 'frontal and phantoms'),
-    'two images': Way('a sequence holds the frontal and the lateral image', learns='both views', n_images=2),
+    'two images': Way(
+        'as with phantoms, and a sequence holds the lateral image too', ('both views', 'phantoms'),
+        'both views and phantoms', 2),
     'shuffled images': Way("each training report stands after another study's image", learns='shuffled'),
     '1000 studies': Way('as from phantoms, with 1,000 training studies', (), n_studies=1000),
     '300 studies': Way('as from phantoms, with 300 training studies', (), n_studies=300)}
@@ -95,7 +97,8 @@ def study_sources(
         'frontal': frontal,
         'shuffled': shuffle_images(frontal),
         'phantoms': phantoms,
-        'frontal and phantoms': concatenate(frontal, phantoms)}
+        'frontal and phantoms': concatenate(frontal, phantoms),
+        'both views and phantoms': concatenate(studies, phantoms)}
     if others is not None: sources['others'] = others.assign(split='train')
     return sources
 
