@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['WAYS', 'METRICS', 'Way', 'shuffle_images', 'fewer_studies', 'study_sources', 'train_tokenizers', 'prepare_way',
            'train_way', 'frontal_rows', 'people_labels', 'against_people', 'nearest_reports', 'keep_way_reports',
-           'keep_baselines', 'labelled_cohort', 'probe_way', 'ask_way', 'evaluate_way', 'way_statistic', 'way_records',
-           'way_differences', 'plot_ways', 'plot_study_numbers', 'choose_answers', 'answers_html']
+           'keep_baselines', 'labelled_cohort', 'probe_way', 'ask_way', 'split_groups', 'repeated_splits',
+           'evaluate_way', 'way_statistic', 'way_records', 'way_differences', 'plot_ways', 'plot_study_numbers',
+           'choose_answers', 'answers_html']
 
 # %% ../nbs/compare/real_radiographs.ipynb #6a137703
 from dataclasses import dataclass, replace
@@ -16,15 +17,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from datasets import Dataset
 
-from .baselines import nearest, neighbours
+from .baselines import nearest, neighbours, small_pixels
 from .classify import (
     ask_statements, Cohort, cohort, cohort_log_likelihood, evaluable, log_mean_over_images, model_features,
-    new_questions, score_system)
-from .core import atomic, open_run, Settings, start_run, UserError
+    new_questions, score_system, sweep)
+from .core import atomic, open_run, progress, Settings, start_run, UserError
 from .data import concatenate, labels_of_columns, patient_number, read_cells
 from .embeddings import embed
 from .metrics import macro, paired_interval, weighted_auroc
 from .model import ChexmixForCausalLM, fingerprint
+from .phantom_realism import chosen_studies
 from .pipeline import picture_html
 from .plots import PALETTE, save_figure
 from .pretrain import load_model, pretrain
@@ -153,14 +155,15 @@ def train_way(
 def frontal_rows(
     folder: Path,            # of a run
     studies: pd.DataFrame,   # manifest of the real studies
-    split: str = 'test',
+    split: str = 'test',     # '' = all
 ) -> Dataset:
     "The studies of a split with a report and a frontal image, each once, in the order of their ids."
     store, real = open_store(folder/'store'), set(studies['study_id'])
     columns = zip(store['study_id'], store['split'], store['view'], store['text'])
     chosen = {}
     for i, (study, own, view, text) in enumerate(columns):
-        if own == split and view != 'LATERAL' and study in real and text.strip(): chosen.setdefault(study, i)
+        belongs = split in ('', own) and study in real
+        if belongs and view != 'LATERAL' and text.strip(): chosen.setdefault(study, i)
     if not chosen: raise UserError(f'no study with a report and a frontal image is in the split {split}')
     return store.select([chosen[study] for study in sorted(chosen)])
 
@@ -287,6 +290,45 @@ def ask_way(
     findings = [FINDINGS[k] for k in np.flatnonzero(counted)]
     detail = dict(ratio=0, by='asking', labels='people', findings=findings)
     return [StudyValues('classify', name, list(test.study_ids), list(test.patients), values, detail)]
+
+# %% ../nbs/compare/real_radiographs.ipynb #40dc435b
+def split_groups(
+    group: Cohort,  # all studies
+    seed: int = 0,  # of the split
+) -> dict[str, np.ndarray]:  # train, valid, test: (N,) bool
+    "A random split by patient: 70% train, 10% valid, 20% test."
+    patients, of_study = np.unique(group.patients, return_inverse=True)
+    place = np.random.default_rng(seed).permutation(len(patients))[of_study] / len(patients)  # (N,)
+    return dict(train=place < .7, valid=(place >= .7) & (place < .8), test=place >= .8)
+
+# %% ../nbs/compare/real_radiographs.ipynb #1bee41ce
+def repeated_splits(
+    layers: dict[str, list[np.ndarray]],  # of each system, each (N, D)
+    group: Cohort,      # all studies, with the labels that people gave
+    n_splits: int = 5,
+    least: int = 15,    # test studies with a finding, and as many without
+    seed: int = 0,
+) -> list[Record]:      # `each` has the value of every split; low and high are the extremes
+    "Macro AUROC of probes over repeated splits by patient, the same for all systems."
+    values = {name: [] for name in layers}
+    for k in progress(range(n_splits), 'repeated splits'):
+        parts = split_groups(group, seed + k)
+        groups = {split: chosen_studies(group, part) for split, part in parts.items()}
+        for name, own in layers.items():
+            x = {split: [layer[part] for layer in own] for split, part in parts.items()}
+            tried = sweep(x, groups)
+            probe = tried.probe[tried.valid.idxmax()]
+            scores, labels = probe(x['test'][probe.layer]), groups['test'].labels[:, probe.findings]
+            counted = evaluable(labels, least)
+            statistic = macro(weighted_auroc, labels[:, counted], scores[:, counted])
+            values[name].append(float(statistic(np.ones((1, len(scores))))[0]))
+    records = []
+    for name, each in values.items():
+        extremes = float(np.mean(each)), min(each), max(each)
+        detail = dict(by='probe', labels='people', splits=n_splits, each=each, least=least)
+        about = 'classify', name, 'AUROC macro, repeated splits'
+        records.append(Record(*about, *extremes, len(group), seed, detail))
+    return records
 
 # %% ../nbs/compare/real_radiographs.ipynb #e5babc26
 def evaluate_way(
