@@ -430,6 +430,7 @@ def append_image(
     "Continue each prompt with the codes of one image, one after the other."
     layout, copies = model.config.layout, 1 if guidance == 1 else 2
     attention_mask, cache, new = (ids != layout.pad).long(), None, ids
+    if use_cache: cache = preallocated_cache(model, len(ids), ids.shape[1] + layout.n_image)
     for _ in range(layout.n_image):
         position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1]:]
         with evaluating(model):
@@ -437,7 +438,7 @@ def append_image(
                            past_key_values=cache, use_cache=use_cache, logits_to_keep=1)
         choice = choose_codes(output.logits[:, -1], layout, generator, temperature, guidance)
         ids = torch.cat([ids, choice.repeat(copies)[:, None]], 1)
-        attention_mask, cache = F.pad(attention_mask, (0, 1), value=1), output.past_key_values
+        attention_mask = F.pad(attention_mask, (0, 1), value=1)
         new = ids[:, -1:] if use_cache else ids
     return ids
 
