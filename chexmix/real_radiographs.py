@@ -447,7 +447,7 @@ def is_shown(
     guidance: float,  # of reports
 ) -> bool:
     "Whether a record belongs in a table: findings by people's labels, words as they are."
-    if r.task != 'report': return r.metric == 'AUROC macro'
+    if r.detail.get('of', r.task) != 'report': return r.metric == 'AUROC macro'
     labels = 'words' if r.metric in WORD_METRICS else 'people'
     return r.detail['labels'] == labels and r.detail.get('guidance') in (None, guidance)
 
@@ -486,27 +486,30 @@ def choose_answers(
     rows: Dataset,         # test studies
     written: list[str],    # a report of each
     labels: pd.DataFrame,  # by people
+    training: set[str],    # texts of the training studies
     n: int = 40,
 ) -> list[dict]:
-    "What was written of some studies, which a hash of their ids chooses."
+    "What was written of some studies, which a hash of their ids chooses; `known`: as a training report."
     answers = []
     for i in sorted(range(len(rows)), key=lambda i: patient_number(rows['study_id'][i]))[:n]:
         study = rows['study_id'][i]
         named = [name for name in FINDINGS if study in labels.index and labels.loc[study, name] == 1]
         about = dict(study=study, path=rows['path'][i], true=rows['text'][i], written=written[i])
-        answers.append(about | dict(named=named, affirmed=affirmed_names(written[i])))
+        known = written[i] in training
+        answers.append(about | dict(named=named, affirmed=affirmed_names(written[i]), known=known))
     return answers
 
 # %% ../nbs/compare/real_radiographs.ipynb #5d374492
 def answers_html(
-    answers: list[dict],  # from `choose_answers`; without `path` or `true` no picture or true report is shown
+    answers: list[dict],  # from `choose_answers`; without `path`, `true` or `written` these are not shown
 ) -> str:
     "Answers as an HTML table: what people named, correct ✓, missed – and invented +, and the reports."
     cells = []
     for answer in answers:
         lines = text_html('radiologist', answer['true']) if 'true' in answer else ''
-        lines += text_html('model', answer['written'])
-        lines += f'<div>{finding_marks(answer["named"], answer["affirmed"])}</div>'
+        if 'written' in answer: lines += text_html('model', answer['written'])
+        lines += f'<div>{finding_marks(answer["named"], answer["affirmed"])}'
+        lines += f'{", a training report word by word" if answer["known"] else ""}</div>'
         study = answer['study']
         if 'path' in answer: study = picture_html(study, read_images([answer['path']], 192)[0])
         cells.append(f'<tr><td>{study}</td><td>{lines}</td></tr>')
