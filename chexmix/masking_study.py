@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'study_groups', 'detectable_findings', 'both_readings', 'valid_auroc', 'study_scores', 'probe_branch',
-           'asked_statements', 'likelihood_in_parts', 'ask_branch', 'branch_scores', 'best_readings', 'auroc_statistic',
-           'mean_auroc', 'masking_difference', 'masking_verdict', 'ratio_differences', 'plot_differences',
-           'branch_records', 'difference_record']
+           'asked_statements', 'likelihood_in_parts', 'ask_branch', 'branch_mark', 'branch_scores', 'best_readings',
+           'auroc_statistic', 'mean_auroc', 'masking_difference', 'masking_verdict', 'ratio_differences',
+           'plot_differences', 'branch_records', 'difference_record', 'verdict_table']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
 from dataclasses import replace
@@ -27,7 +27,7 @@ from .model import ChexmixForCausalLM, fingerprint
 from .plots import label_lines, PALETTE, save_figure
 from .pretrain import load_model
 from .processor import Processor
-from .records import kept_values, paired_record, Record, StudyValues
+from .records import kept_values, paired_record, read_study_values, Record, StudyValues
 from .report_text import FINDINGS, PARENTS
 from .token_store import split_rows
 from .tokenizer import open_studies
@@ -188,6 +188,19 @@ def ask_branch(
             kept.append(study_scores(branch, groups['test'], test, findings, **detail))
     return kept
 
+# %% ../nbs/compare/masking_study.ipynb #5f509352
+def branch_mark(
+    folder: Path,  # of the run
+    branch: str,   # folder in it
+) -> str:          # as from `fingerprint`
+    """The mark of a branch's weights, from its files where the weights are on another machine.
+
+    Raises `UserError` where neither is here."""
+    if (folder/branch).exists(): return fingerprint(load_model(folder, branch)[0])
+    path = folder/'results'/f'masking_study_{branch}_probe.npz'
+    if path.exists(): return read_study_values(path)[0].detail['conditions'][0]
+    raise UserError(f'neither {folder/branch} nor {path} is here: train the branch, or copy its files')
+
 # %% ../nbs/compare/masking_study.ipynb #ea257d66
 def branch_scores(
     folder: Path,               # of the run
@@ -200,10 +213,15 @@ def branch_scores(
     seed: int = 0,              # of masks
 ) -> list[StudyValues]:
     "The scores of a branch by probe and by asking, from its files where it was evaluated before."
-    model, processor = load_model(folder, branch)
-    shared = [fingerprint(model), [FINDINGS[k] for k in findings], list(ratios), seed]
-    def probe(): return probe_branch(branch, model, groups, findings, ratios, seed)
-    def ask(): return ask_branch(branch, model, processor, statements, asked, findings, ratios, seed)
+    shared = [branch_mark(folder, branch), [FINDINGS[k] for k in findings], list(ratios), seed]
+
+    def probe():
+        model = load_model(folder, branch)[0]
+        return probe_branch(branch, model, groups, findings, ratios, seed)
+
+    def ask():
+        model, processor = load_model(folder, branch)
+        return ask_branch(branch, model, processor, statements, asked, findings, ratios, seed)
     conditions = [*shared, *map(len, groups.values())]
     kept = kept_values(folder, f'masking_study_{branch}_probe', conditions, probe)
     if not asked: return kept
@@ -341,3 +359,16 @@ def difference_record(
     detail = dict(by=by, minus=other, seeds=len(seeds), level=LEVEL, verdict=masking_verdict(difference))
     values = difference.value, difference.low, difference.high
     return Record('masking study', one, 'AUROC macro, mean over ratios', *values, n, seed, detail)
+
+# %% ../nbs/compare/masking_study.ipynb #2377109a
+def verdict_table(
+    records: list[Record],  # of one study, or of several
+) -> pd.DataFrame:          # a row for each verdict
+    "The primary endpoint of each way of reading, with the verdict that the protocol gives it."
+    rows = []
+    for r in records:
+        if 'verdict' not in r.detail: continue
+        difference = f'{r.value:+.3f} ({r.low:+.3f} to {r.high:+.3f})'
+        detail = {name: r.detail[name] for name in ('by', 'seeds', 'verdict')}
+        rows.append(dict(difference=f'{r.model} minus {r.detail["minus"]}', n=r.n, AUROC=difference) | detail)
+    return pd.DataFrame(rows)

@@ -4,26 +4,29 @@
 
 # %% auto #0
 __all__ = ['BANDS', 'SPECTRUM_COLORS', 'cohort_of_rows', 'phantom_cohorts', 'probe_records', 'small_pixels', 'classifier_records',
-           'difficulty', 'exam_of', 'border_profile', 'corner_noise', 'marker_and_words', 'shortcut_features',
-           'chosen_studies', 'shortcut_records', 'record_without_interval', 'sentences_of', 'mentioned_findings',
-           'micro_f1', 'language_records', 'radial_spectrum', 'spectral_slope', 'slope_record', 'log_power_in_bands',
-           'band_records', 'unshared_levels', 'realism_records', 'plot_spectrum', 'plot_realism',
+           'difficulty', 'dial_records', 'plot_dial', 'exam_of', 'border_profile', 'corner_noise', 'marker_and_words',
+           'shortcut_features', 'chosen_studies', 'shortcut_records', 'record_without_interval', 'sentences_of',
+           'mentioned_findings', 'micro_f1', 'language_records', 'radial_spectrum', 'spectral_slope', 'slope_record',
+           'log_power_in_bands', 'band_records', 'unshared_levels', 'realism_records', 'plot_spectrum', 'plot_realism',
            'plot_spectra_of_size', 'plot_spectra']
 
 # %% ../nbs/compare/phantom_realism.ipynb #9f8a7b65
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch, torch.nn.functional as F
 
 from .anatomy import Exam, sample_exam
-from .classify import Cohort, sweep, test_records
+from .baselines import codebook_features
+from .classify import Cohort, evaluable_findings, sweep, test_records
 from .core import progress, UserError
 from .data import read_table, split_by_patient
 from .finding_classifier import finding_logits, train_finding_classifier
 from .pathology import sample_findings
 from .phantom import make_phantom, write_phantoms
 from .plots import label_lines, PALETTE, save_figure
+from .processor import Processor
 from .radiograph import read_images
 from .records import Record
 from .report_text import FINDINGS, label_report, resolve_uncertain, with_parents
@@ -41,14 +44,16 @@ def phantom_cohorts(
     n: int,        # studies
     size: int,     # pixels on each side
     seed: int = 0,
+    strength: float = 1.,  # of the findings, see `make_phantom`
 ) -> tuple[
     dict[str, Cohort],        # train, valid, test: studies
     dict[str, torch.Tensor],  # likewise: images, (N, H, W) in [0, 1]
 ]:
     "Draw studies into `phantoms/`, or take those that are there. Raises `UserError` for too few."
     if n < 60: raise UserError(f'{n} studies are too few to train and to judge: draw at least 60')
-    write_phantoms(folder/'phantoms', n, size, seed)
-    table = split_by_patient(resolve_uncertain(read_table(folder/'phantoms'/'manifest.csv'), 'ones'))
+    drawn = folder/('phantoms' if strength == 1 else f'phantoms_{strength:g}')
+    write_phantoms(drawn, n, size, seed, strength=strength)
+    table = split_by_patient(resolve_uncertain(read_table(drawn/'manifest.csv'), 'ones'))
     groups = {split: cohort_of_rows(rows) for split, rows in table.groupby('split')}
     return groups, {split: read_images(group.paths, size) for split, group in groups.items()}
 
@@ -102,6 +107,50 @@ def difficulty(
     findings = [FINDINGS.index(r.detail['finding']) for r in records if r.metric == 'AUROC']
     kept = folder/'finding_classifier'
     return records + classifier_records(kept, findings, groups, images, steps, seed)
+
+# %% ../nbs/compare/phantom_realism.ipynb #207c533e
+def dial_records(
+    folder: Path,             # of the run
+    strengths: list[float],   # of the findings, see `make_phantom`
+    n: int,                   # studies at each
+    steps: int,               # of the finding classifier
+    processor: Processor,     # whose image tokenizer is read
+    seed: int = 0,
+) -> list[Record]:            # their `dial` is the strength
+    "Macro AUROC of pixels, of a reader of the codes and of the finding classifier at each strength."
+    tokenizer, records = processor.image_tokenizer, []
+    of_codes = codebook_features(tokenizer.quantize.embedding.weight)
+    for dial in strengths:
+        groups, images = phantom_cohorts(folder/'dial', n, tokenizer.config.image_size, seed, dial)
+        pixels = {split: small_pixels(x) for split, x in images.items()}
+        codes = {}
+        for split, x in images.items():
+            own = replace(groups[split], codes=processor.encode_images(x))
+            codes[split] = of_codes(own, torch.zeros_like(own.codes, dtype=torch.bool))[0]
+        read = probe_records('pixels', pixels, groups, seed, each=False)
+        read += probe_records('codes', codes, groups, seed, each=False)
+        kept = folder/'dial'/f'finding_classifier_{dial:g}'
+        read += classifier_records(kept, evaluable_findings(groups), groups, images, steps, seed)
+        records += [replace(r, detail=r.detail | dict(dial=dial)) for r in read if r.metric == 'AUROC macro']
+    return records
+
+# %% ../nbs/compare/phantom_realism.ipynb #61c0e2b2
+def plot_dial(
+    records: list[Record],     # from `dial_records`
+    path: Path | None = None,  # the picture is also written there
+):
+    "Macro AUROC of each reader over the strength of the findings, with 95% intervals."
+    colors = {'pixels': 'rest', 'codes': 'stage1', 'finding classifier': 'best baseline'}
+    fig, ax = plt.subplots(figsize=(5, 3), dpi=100, layout='constrained')
+    for name, color in colors.items():
+        rows = [r for r in records if r.model == name]
+        x, y = [r.detail['dial'] for r in rows], [r.value for r in rows]
+        ax.plot(x, y, 'o-', ms=4, color=PALETTE[color], label=name)
+        ax.vlines(x, [r.low for r in rows], [r.high for r in rows], color=PALETTE[color])
+    ax.set(xlabel='strength of the findings', ylabel='macro AUROC')
+    label_lines(ax)
+    save_figure(fig, path)
+    return fig
 
 # %% ../nbs/compare/phantom_realism.ipynb #e1d00a21
 def exam_of(

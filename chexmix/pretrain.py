@@ -508,8 +508,13 @@ class Pretraining(torch.nn.Module):
 
 # %% ../nbs/05_pretrain.ipynb #fde07af0
 def swap_images(rows: list[dict]) -> list[dict]:
-    "Each study with the codes of the next one; the last with those of the first."
-    return [dict(row, codes=other['codes']) for row, other in zip(rows, rows[1:] + rows[:1])]
+    "Each study with the codes of the next one that has as many images; the last with those of the first."
+    swapped, by_length = list(rows), {}
+    for k, row in enumerate(rows): by_length.setdefault(len(row['codes']), []).append(k)
+    for alike in by_length.values():
+        for k, other in zip(alike, alike[1:] + alike[:1]):
+            swapped[k] = dict(rows[k], codes=rows[other]['codes'])
+    return swapped
 
 # %% ../nbs/05_pretrain.ipynb #294436a2
 def ordered_ids(rows: list[dict], layout: Layout, text_first: bool) -> torch.Tensor:  # (B, T)

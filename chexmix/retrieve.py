@@ -591,6 +591,6 @@ def retrieve_images(
     text_embedding = embed_texts(model, [processor.text_tokenizer.encode(text)])
     scores = []
     for some in store.select_columns('codes').iter(BLOCK):
-        images = embed(model, torch.tensor(some['codes'][:]), regions=alignment.regions)
+        images = embed(model, torch.tensor(some['codes']), regions=alignment.regions)
         scores.append(aligned_scores(alignment, images, text_embedding)[:, 0])
     return best_studies(torch.cat(scores), store, k, ['study_id', 'path', 'text'])

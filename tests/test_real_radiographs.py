@@ -56,14 +56,17 @@ def test_a_way_without_its_images_is_refused(tmp_path):
     assert all(set(way.tokenizers) <= {*sources, 'others'} and way.learns in sources for way in WAYS.values())
 
 
-def test_studies_that_nobody_labelled_are_left_out():
+def test_studies_that_nobody_labelled_are_left_out(tmp_path):
     labels = pd.DataFrame(0., IDS, list(FINDINGS))
     labels.loc['s1', 'Edema'], labels.loc['s5'] = 1., np.nan
     own = against_people(reports('a', 1), labels)
     assert len(own.study_ids) == 39 and 's5' not in own.study_ids and own.detail['labels'] == 'people'
     assert own.values['true'].sum() == 1 and own.values['true'][1, FINDINGS.index('Edema')]
-    with pytest.raises(UserError, match='names none of these studies'):
-        people_labels(manifest('a'), manifest('b'))
+    labels.rename_axis('study_id').to_csv(tmp_path/'people.csv')
+    read = people_labels(manifest('s').assign(study_id='s1'), tmp_path/'people.csv')
+    assert read.loc['s1', 'Edema'] == 1 and read.loc['s5'].isna().all()
+    with pytest.raises(UserError, match='people.csv names none of these studies'):
+        people_labels(manifest('a'), tmp_path/'people.csv')
 
 
 def test_ways_are_compared_seed_by_seed_and_baselines_with_every_seed():
