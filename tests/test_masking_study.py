@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np, pytest
 
 from chexmix.core import UserError
-from chexmix.masking_study import best_readings, masking_difference, masking_verdict
+from chexmix.masking_study import best_readings, masking_difference, masking_verdict, secondary_records
 from chexmix.metrics import ConfidenceInterval
 from chexmix.records import kept_values, StudyValues
 
@@ -63,3 +63,16 @@ def test_scores_of_other_conditions_are_made_anew(tmp_path):
         return branch('b', 1)
     for weights in 'aab': kept_values(tmp_path, 'b', [weights], evaluate)
     assert len(calls) == 2
+
+
+def filled(name, error):
+    "A filling of five studies with this squared error in each."
+    ids = list('abcde')
+    return [StudyValues('inpaint', name, ids, ids, {'MSE': np.full(5, error), 'token accuracy': np.ones(5)})]
+
+
+def test_secondary_differences_are_means_over_the_seeds_of_training():
+    records = secondary_records([filled('m-0', .2), filled('m-1', .4)], [filled('u-0', .1), filled('u-1', .1)])
+    error, accuracy = records
+    assert error.value == pytest.approx(.2) and error.detail['values'] == pytest.approx([.3, .1])
+    assert (accuracy.value, accuracy.detail['seeds']) == (0, 2)
