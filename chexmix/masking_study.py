@@ -404,8 +404,8 @@ def secondary_records(
         once = np.ones((1, len(one[0].study_ids)))  # each study counts once
         for metric in SECONDARY[one[0].task]:
             r = paired_record(one, other, metric, secondary_statistic, seed)
-            values = [float(np.mean([secondary_statistic(kept, metric)(once) for kept in branch]))
-                      for branch in (one, other)]
+            of_all = [secondary_statistic(kept, metric)(once) for kept in (*one, *other)]
+            values = np.reshape(of_all, (2, -1)).mean(1).tolist()
             records.append(replace(r, detail=r.detail | dict(values=values)))
     return records
 

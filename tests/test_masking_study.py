@@ -72,7 +72,8 @@ def filled(name, error):
 
 
 def test_secondary_differences_are_means_over_the_seeds_of_training():
-    records = secondary_records([filled('m-0', .2), filled('m-1', .4)], [filled('u-0', .1), filled('u-1', .1)])
-    error, accuracy = records
+    masked = [filled('m-0', .2), filled('m-1', .4)]
+    unmasked = [filled('u-0', .1), filled('u-1', .1)]
+    error, accuracy = secondary_records(masked, unmasked)
     assert error.value == pytest.approx(.2) and error.detail['values'] == pytest.approx([.3, .1])
     assert (accuracy.value, accuracy.detail['seeds']) == (0, 2)
