@@ -292,4 +292,4 @@ def stage_memory(
         'optimizer': 4 * in_layers + 8 * (n_weights - in_layers),
         'kept for the backward pass': kept_bytes(config, rows, length, recompute) + again,
         'logits': 10 * n_logits}  # in bfloat16, in float32, and the gradient of the latter
-    return pd.Series(n_bytes) / 2**30
+    return pd.Series(n_bytes) / 1e9

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['STRENGTHS', 'PRIORS', 'ASK_COLORS', 'Cohort', 'cohort', 'cohorts', 'evaluable', 'evaluable_findings', 'print_skipped',
            'in_macro', 'model_features', 'pooling', 'write_features', 'kept_features', 'Probe', 'fit_one', 'fit_probe',
-           'valid_score', 'sweep', 'test_records', 'keep_scores', 'scores_statistic', 'score_system', 'save_probe',
-           'saved_file', 'load_probe', 'classify', 'plot_findings', 'evaluate_classify', 'report_sentences',
-           'grammar_reports', 'stated_findings', 'statements_about', 'choose_statements', 'statement_roles',
-           'Questions', 'statement_log_likelihood', 'log_mean_over_images', 'masked_image', 'new_questions',
-           'ask_findings', 'sample_reports', 'sampled_findings', 'fit_calibration', 'calibration_error', 'reliability',
-           'plot_reliability', 'save_questions', 'load_questions', 'auroc_difference', 'ask_record', 'Asked',
-           'cohort_log_likelihood', 'ask_test', 'rival_scores', 'system_records', 'ask_records', 'plot_ask',
-           'ask_at_ratios', 'reliability_curves', 'ask_statements', 'probe_of', 'ask_cohorts', 'evaluate_ask']
+           'valid_score', 'sweep', 'test_records', 'keep_scores', 'scores_statistic', 'score_system', 'saved_mark',
+           'save_probe', 'saved_file', 'load_probe', 'classify', 'plot_findings', 'evaluate_classify',
+           'report_sentences', 'grammar_reports', 'stated_findings', 'statements_about', 'choose_statements',
+           'statement_roles', 'Questions', 'statement_log_likelihood', 'log_mean_over_images', 'masked_image',
+           'new_questions', 'ask_findings', 'sample_reports', 'sampled_findings', 'fit_calibration',
+           'calibration_error', 'reliability', 'plot_reliability', 'save_questions', 'load_questions',
+           'auroc_difference', 'ask_record', 'Asked', 'cohort_log_likelihood', 'ask_test', 'rival_scores',
+           'system_records', 'ask_records', 'plot_ask', 'ask_at_ratios', 'reliability_curves', 'ask_statements',
+           'probe_of', 'ask_cohorts', 'evaluate_ask']
 
 # %% ../nbs/06_classify.ipynb #45f9b0a5
 import math
@@ -361,17 +362,25 @@ def score_system(
             if is_best: kept.append(keep_scores(name, probe.findings, scores, groups['test'], ratio))
     return records, chosen, kept
 
+# %% ../nbs/06_classify.ipynb #9d963a51
+def saved_mark(
+    folder: Path,  # of the run
+    name: str,     # of the model's folder in it
+) -> str:
+    "The `fingerprint` of weights as they were saved, whatever number type they are evaluated in."
+    return fingerprint(load_model(folder, name)[0])
+
 # %% ../nbs/06_classify.ipynb #e5a76639
 def save_probe(
     folder: Path,    # of the run
     name: str,       # of the model's folder in it
     probe: Probe,
-    model: ChexmixForCausalLM,
+    mark: str,       # of the model's weights, see `saved_mark`
 ):
     "Write a probe to `classify/<name>.json`; `load_probe` is the inverse."
     findings = [FINDINGS[f] for f in probe.findings]
     weights = dict(weight=probe.weight.tolist(), bias=probe.bias.tolist())
-    values = dict(findings=findings, model=fingerprint(model)) | weights
+    values = dict(findings=findings, model=mark) | weights
     write_json(Path(folder)/'classify'/f'{name}.json', asdict(probe) | values)
 
 # %% ../nbs/06_classify.ipynb #d5e57d66
@@ -477,7 +486,8 @@ def evaluate_classify(
         features = kept_features(folder/'features'/name, model, weights[name], regions)
         found, probes, kept = score_system(name, features, groups, ratios, seed, **detail)
         records, all_kept = records + found, all_kept + kept
-        save_probe(folder, name, replace(probes[min(ratios)], regions=regions), model)
+        probe = replace(probes[min(ratios)], regions=regions)
+        save_probe(folder, name, probe, saved_mark(folder, name))
     records += paired_records(all_kept, list(models), ['AUROC macro'], scores_statistic, seed)
     save_study_values(folder, 'classify', all_kept)
     command = papermill_command(
@@ -992,12 +1002,11 @@ def ask_statements(
 def probe_of(
     folder: Path,  # of the run
     name: str,     # of the model's folder in it
-    model: ChexmixForCausalLM,
 ) -> Probe | None:
     "The saved probe of a model, if there is one."
     if not (Path(folder)/'classify'/f'{name}.json').exists(): return None
     probe = load_probe(folder, name)
-    return probe if probe.model == fingerprint(model) else None
+    return probe if probe.model == saved_mark(folder, name) else None
 
 # %% ../nbs/06_classify.ipynb #7f8af671
 def ask_cohorts(
@@ -1033,11 +1042,12 @@ def evaluate_ask(
     groups = ask_cohorts(studies, most)
     statements, records = ask_statements(studies, info, wordings), []
     for name, parts in loaded.items():
-        options = dict(probe=probe_of(folder, name, parts[0]), samples=samples, seed=seed)
+        options = dict(probe=probe_of(folder, name), samples=samples, seed=seed)
         rivals = partial(rival_scores, *parts, groups['test'], **options)
         found, asked = ask_at_ratios(name, *parts, statements, groups, ratios, rivals, seed)
         records += found
-        save_questions(folder, name, asked[min(ratios)].questions[PRIORS[0]])
+        questions = asked[min(ratios)].questions[PRIORS[0]]
+        save_questions(folder, name, replace(questions, model=saved_mark(folder, name)))
         plt.close(plot_ask(found, folder/'figures'/f'ask_{name}.png'))
         curves = reliability_curves(found)
         plt.close(plot_reliability(curves, folder/'figures'/f'ask_{name}_reliability.png'))

@@ -20,13 +20,13 @@ from datasets import Dataset
 from .baselines import codebook_features
 from .classify import (
     ask_statements, Cohort, cohort, evaluable, evaluable_findings, log_mean_over_images, model_features,
-    new_questions, Questions, statement_log_likelihood, sweep)
+    new_questions, Questions, saved_mark, statement_log_likelihood, sweep)
 from .core import progress, UserError
 from .inpaint import (
     fill_in_batches, filling_statistic, keep_filling, mask_studies, model_filling)
 from .metrics import (
     bootstrap_interval, ConfidenceInterval, hit_ranks, macro, paired_interval, weighted_auroc)
-from .model import ChexmixForCausalLM, fingerprint
+from .model import ChexmixForCausalLM
 from .plots import label_lines, PALETTE, save_figure
 from .pretrain import load_model
 from .processor import Processor
@@ -201,7 +201,7 @@ def branch_mark(
     """The mark of a branch's weights, from its files where the weights are on another machine.
 
     Raises `UserError` where neither is here."""
-    if (folder/branch).exists(): return fingerprint(load_model(folder, branch)[0])
+    if (folder/branch).exists(): return saved_mark(folder, branch)
     path = folder/'results'/f'masking_study_{branch}_probe.npz'
     if path.exists(): return read_study_values(path)[0].detail['conditions'][0]
     raise UserError(f'neither {folder/branch} nor {path} is here: train the branch, or copy its files')

@@ -673,8 +673,8 @@ def peak_flops(device: torch.device) -> float:
 # %% ../nbs/foundations/training_loop.ipynb #e64ba79b
 def used_memory(device: torch.device) -> float:
     "GB: the most that tensors took on a GPU, else what this process takes now."
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device) / 2**30
-    return psutil.Process().memory_info().rss / 2**30
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device) / 1e9
+    return psutil.Process().memory_info().rss / 1e9
 
 # %% ../nbs/foundations/training_loop.ipynb #3b78c5dd
 class Throughput(Callback):

@@ -7,8 +7,8 @@ from chexmix.cli import build_parser, main
 from chexmix.core import get_settings, parse_changes, read_json, Settings
 from chexmix.records import content_hash
 from chexmix.phantom import make_phantom
-from chexmix.pipeline import open_model, pipeline
-from chexmix.bundled_weights import BUNDLED, MOST_MB, pack_run, training_commands
+from chexmix.bundled_weights import MOST_MB, pack_run, training_commands
+from chexmix.pipeline import BUNDLED, open_model, pipeline
 
 
 @pytest.fixture(scope='module')

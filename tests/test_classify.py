@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np, pandas as pd, pytest, torch
 
 from chexmix.classify import (
-    ask_at_ratios, ask_findings, choose_statements, Cohort, evaluate_ask, new_questions,
-    statement_log_likelihood)
+    ask_at_ratios, ask_findings, choose_statements, Cohort, evaluate_ask, evaluate_classify,
+    new_questions, statement_log_likelihood)
 from chexmix.cli import main
 from chexmix.core import rng, UserError
 from chexmix.metrics import weighted_auroc
@@ -125,10 +125,16 @@ def test_command_without_questions(tiny_run, tmp_path, capsys):
     assert 'no questions were prepared' in error and 'evaluate ask' in error
 
 
-def test_evaluated_then_asked_by_command(tiny_run, tmp_path, capsys):
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    "A run of its own with one stage."
     run = tmp_path/'run'
     for name in ('stage2', 'store', 'processor', 'results'): shutil.copytree(tiny_run/name, run/name)
     shutil.copy(tiny_run/'settings.json', run)
+    return run
+
+
+def test_evaluated_then_asked_by_command(run, tiny_run, capsys):
     records = evaluate_ask(run, ['stage2'], most=16, ratios=(0, .5), wordings=3, samples=2)
     assert {r.detail['ratio'] for r in records} == {0, .5} and {r.task for r in records} == {'ask'}
     ways = {r.detail['by'] for r in records}
@@ -138,3 +144,10 @@ def test_evaluated_then_asked_by_command(tiny_run, tmp_path, capsys):
     printed = capsys.readouterr().out
     probability = re.search(r'Pleural Effusion +(\S+)', printed)[1]
     assert 0 <= float(probability) <= 1
+
+
+def test_a_probe_from_an_evaluation_in_bfloat16_answers_for_the_saved_weights(run, tiny_run, capsys):
+    evaluate_classify(run, ['stage2'], most=60, ratios=(0,), dtype='bfloat16')
+    image = next((tiny_run/'phantoms').rglob('*.png'))
+    assert main(['classify', str(image), '--run', str(run)]) == 0
+    assert 'Pleural Effusion' in capsys.readouterr().out

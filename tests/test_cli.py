@@ -614,7 +614,7 @@ def probabilities(*words, capsys):
 
 def test_classify_honours_policy_folders_tables_and_output(input_folder, tmp_path, capsys):
     "By the weights in the package, which have a probe."
-    from chexmix.bundled_weights import BUNDLED
+    from chexmix.pipeline import BUNDLED
     square = Image.open(input_folder/'a.png').convert('L').resize((128, 128))
     square.save(tmp_path/'square.png')
     wide = Image.new('L', (220, 128))

@@ -7,7 +7,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
-from chexmix.bundled_weights import BUNDLED
+from chexmix.pipeline import BUNDLED
 from chexmix.core import UserError
 from chexmix.generate import generate_images, generate_reports, report_prompt
 from chexmix.model import ChexmixForCausalLM
