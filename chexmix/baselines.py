@@ -17,15 +17,14 @@ from scipy.sparse import csr_matrix
 
 from .classify import Cohort, cohorts, model_features, score_system, scores_statistic
 from .core import default_device, open_run, Settings, UserError
-from .inpaint import (
-    filling_statistic, keep_filling, masked_test_studies, mean_records, model_filling)
+from .inpaint import keep_filling, masked_test_studies, mean_records, model_filling
 from .model import ChexmixForCausalLM, fingerprint, new_model, study_masks
 from .plots import mask_to_pixels
 from .processor import Processor
 from .radiograph import read_images
-from chexmix.records import (
-    load_study_values, paired_records, papermill_command, Record, save_records, save_study_values,
-    StudyValues)
+from .records import (
+    load_study_values, mean_statistic, paired_records, papermill_command, Record, save_records,
+    save_study_values, StudyValues)
 from .report import keep_reports, report_statistic, report_studies, score_values, write_reports
 from .retrieve import embedding_scores, matrix_records, Pool, sample_pool
 from .token_store import split_rows
@@ -187,7 +186,7 @@ def kept_statistic(kept: StudyValues, metric: str):
     "A metric of any evaluation as a statistic; None where it was not measured."
     if kept.task == 'report': return report_statistic(kept, metric)
     if kept.task == 'classify': return scores_statistic(kept, metric)
-    return filling_statistic(kept, metric)
+    return mean_statistic(kept, metric)
 
 # %% ../nbs/10_baselines.ipynb #1c3be346
 PAIRED = ('AUROC macro', 'MSE', 'image dependence', 'F1 without No Finding')  # the metrics that are compared

@@ -8,9 +8,8 @@ __all__ = ['CLASSIFIER_STEPS', 'CLASSIFIER_METRIC', 'square_masks', 'block_mask'
            'model_filling', 'mean_filling', 'frequent_filling', 'ceiling_filling', 'reference_fillings',
            'filling_values', 'interval_record', 'keep_filling', 'mean_records', 'score_filling', 'score_inpaint',
            'masked_test_studies', 'nearest_to_half', 'plot_fillings', 'save_gray', 'load_models', 'all_fillings',
-           'keep_fillings', 'filling_statistic', 'save_evaluation', 'evaluate_inpaint', 'get_classifier_steps',
-           'learn_findings', 'classifiable_findings', 'keep_findings', 'findings_statistic', 'score_findings',
-           'evaluate_findings']
+           'keep_fillings', 'save_evaluation', 'evaluate_inpaint', 'get_classifier_steps', 'learn_findings',
+           'classifiable_findings', 'keep_findings', 'findings_statistic', 'score_findings', 'evaluate_findings']
 
 # %% ../nbs/07_inpaint.ipynb #dce38780
 import io
@@ -32,8 +31,9 @@ from .plots import mask_to_pixels, plot_images, cover_cells
 from .pretrain import dtype_of, load_model
 from .processor import Processor
 from .radiograph import read_images
-from .records import (
-    content_hash, paired_records, papermill_command, Record, save_records, save_study_values, StudyValues)
+from chexmix.records import (
+    content_hash, mean_statistic, paired_records, papermill_command, Record, save_records, save_study_values,
+    StudyValues)
 from .token_store import open_store, print_first_image, split_rows
 from .tokenizer import open_studies
 
@@ -409,11 +409,6 @@ def keep_fillings(
         all_kept += keep_filling(name, filling, masked, hidden='pixels')
     return all_kept
 
-# %% ../nbs/07_inpaint.ipynb #d4348f74
-def filling_statistic(kept: StudyValues, metric: str):
-    "The mean of a metric as a statistic; None where it was not measured."
-    return weighted_mean(kept.values[metric]) if metric in kept.values else None
-
 # %% ../nbs/07_inpaint.ipynb #46b1c057
 def save_evaluation(
     folder: Path,     # of the run
@@ -448,7 +443,7 @@ def evaluate_inpaint(
     fillings = all_fillings(loaded, processor, masked)
     all_kept = keep_fillings(fillings, loaded, masked)
     records = [r for kept in all_kept for r in mean_records(kept, seed)]
-    records += paired_records(all_kept, models, ('MSE', 'token accuracy'), filling_statistic, seed)
+    records += paired_records(all_kept, models, ('MSE', 'token accuracy'), mean_statistic, seed)
     save_study_values(folder, 'inpaint', all_kept)
     save_evaluation(folder, 'inpaint', records, info, models,
                     data=Path(data).name or None, most=most, seed=seed, ratios=ratios,

@@ -6,9 +6,8 @@
 __all__ = ['LEVEL', 'SECONDARY', 'study_groups', 'detectable_findings', 'both_readings', 'valid_auroc', 'study_scores',
            'probe_branch', 'asked_statements', 'likelihood_in_parts', 'ask_branch', 'branch_mark', 'branch_scores',
            'best_readings', 'auroc_statistic', 'mean_auroc', 'masking_difference', 'masking_verdict',
-           'ratio_differences', 'plot_differences', 'keep_recall', 'secondary_values', 'kept_secondary',
-           'secondary_statistic', 'secondary_records', 'secondary_table', 'branch_records', 'difference_record',
-           'verdict_table']
+           'ratio_differences', 'plot_differences', 'secondary_values', 'kept_secondary', 'secondary_statistic',
+           'secondary_records', 'secondary_table', 'branch_records', 'difference_record', 'verdict_table']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
 from dataclasses import replace
@@ -22,18 +21,18 @@ from .classify import (
     ask_statements, Cohort, cohort, evaluable, evaluable_findings, log_mean_over_images, model_features,
     new_questions, Questions, saved_mark, statement_log_likelihood, sweep)
 from .core import progress, UserError
-from .inpaint import (
-    fill_in_batches, filling_statistic, keep_filling, mask_studies, model_filling)
+from .inpaint import fill_in_batches, keep_filling, mask_studies, model_filling
 from .metrics import (
-    bootstrap_interval, ConfidenceInterval, hit_ranks, macro, paired_interval, weighted_auroc)
+    bootstrap_interval, ConfidenceInterval, macro, paired_interval, weighted_auroc)
 from .model import ChexmixForCausalLM
 from .plots import label_lines, PALETTE, save_figure
 from .pretrain import load_model
 from .processor import Processor
-from .records import kept_values, paired_record, read_study_values, Record, StudyValues
+from .records import (
+    kept_values, mean_statistic, paired_record, read_study_values, Record, StudyValues)
 from .report import keep_reports, report_statistic, report_studies, write_all_reports
 from .report_text import FINDINGS, PARENTS
-from .retrieve import by_direction, pair_scores, Pool, same_text, sample_pool
+from .retrieve import keep_recall, sample_pool
 from .token_store import split_rows
 from .tokenizer import open_studies
 
@@ -335,20 +334,6 @@ def plot_differences(
     save_figure(fig, path)
     return fig
 
-# %% ../nbs/compare/masking_study.ipynb #3ff130bd
-def keep_recall(
-    branch: str,  # folder of the run
-    model: ChexmixForCausalLM,
-    pool: Pool,   # see `sample_pool`
-) -> StudyValues:
-    "Whether the ten likeliest answers to each query hold a right one, in both directions."
-    test = pool.test.select(range(pool.pairs))
-    scores, hits = pair_scores(model, pool, branch)['likelihood'], same_text(test['text'][:])
-    values = {}
-    for direction, queries in by_direction(scores).items():
-        values[f'R@10 {direction}'] = (hit_ranks(queries, hits) <= 10).numpy().astype(float)
-    return StudyValues('retrieve', branch, list(test['study_id']), list(test['patient_id']), values, {})
-
 # %% ../nbs/compare/masking_study.ipynb #ff90a62c
 def secondary_values(
     branch: str,       # folder of the run
@@ -363,7 +348,7 @@ def secondary_values(
     written = write_all_reports({branch: (model, processor)}, test, train, (0, .5), (1,), seed)
     masked = mask_studies(test, train, processor, (.5,), seed)
     filling = model_filling(model, processor, masked, branch)
-    pool = sample_pool(studies, most, min(most, 200), larger=())
+    pool = sample_pool(studies, most, 200, larger=())
     kept = keep_reports(branch, written[branch], test) + keep_filling(branch, filling, masked)
     return kept + [keep_recall(branch, model, pool)]
 
@@ -390,7 +375,7 @@ SECONDARY = {  # task → metrics
 
 def secondary_statistic(kept: StudyValues, metric: str):
     "A metric of `SECONDARY` as a statistic."
-    return (report_statistic if kept.task == 'report' else filling_statistic)(kept, metric)
+    return (report_statistic if kept.task == 'report' else mean_statistic)(kept, metric)
 
 # %% ../nbs/compare/masking_study.ipynb #bdae9ebf
 def secondary_records(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Record', 'content_hash', 'command_word', 'papermill_command', 'data_name', 'save_records', 'read_records',
            'load_records', 'StudyValues', 'packed_values', 'array_key', 'save_study_values', 'read_study_values',
-           'load_study_values', 'paired_record', 'same_conditions', 'paired_records', 'kept_values']
+           'load_study_values', 'mean_statistic', 'paired_record', 'same_conditions', 'paired_records', 'kept_values']
 
 # %% ../nbs/foundations/records.ipynb #794d78c8
 import hashlib, json, math, platform, re, time, zipfile, zlib
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 
 from .core import atomic, read_json, UserError, write_json
-from .metrics import paired_interval
+from .metrics import paired_interval, weighted_mean
 
 # %% ../nbs/foundations/records.ipynb #990c4d42
 @dataclass(frozen=True)
@@ -198,6 +198,11 @@ def load_study_values(
 ) -> list[StudyValues]:
     "Values of the studies of all evaluations in a results folder; none where none were kept."
     return [kept for path in sorted(Path(folder).glob('*.npz')) for kept in read_study_values(path)]
+
+# %% ../nbs/foundations/records.ipynb #071c25ae
+def mean_statistic(kept: StudyValues, metric: str):
+    "The mean of a metric over studies as a statistic for `paired_interval`; None where it was not measured."
+    return weighted_mean(kept.values[metric]) if metric in kept.values else None
 
 # %% ../nbs/foundations/records.ipynb #8cf73d8e
 def paired_record(

@@ -6,11 +6,11 @@
 __all__ = ['KS', 'EMBEDDINGS', 'BLOCK', 'same_text', 'Alignment', 'fit_alignment', 'aligned_scores', 'mean_rank', 'embed_studies',
            'choose_alignment', 'likelihood_scores', 'log_mean', 'Pool', 'check_pool', 'pool_sizes', 'sample_pool',
            'by_direction', 'interval_records', 'rank_statistics', 'rank_records', 'chance_statistics', 'chance_records',
-           'embedding_scores', 'pair_scores', 'retrieval_scores', 'matrix_records', 'score_retrieve', 'ranked_answers',
-           'best_answers', 'describe_studies', 'studies_in', 'describe_example', 'retrieval_examples',
-           'shared_findings', 'report_lines', 'plot_retrieved_reports', 'plot_image_row', 'plot_retrieved_images',
-           'save_examples', 'save_pool', 'evaluate_retrieve', 'alignment_studies', 'best_studies', 'retrieve_reports',
-           'retrieve_images']
+           'embedding_scores', 'pair_scores', 'keep_recall', 'keep_chance', 'retrieval_scores', 'matrix_records',
+           'score_retrieve', 'ranked_answers', 'best_answers', 'describe_studies', 'studies_in', 'describe_example',
+           'retrieval_examples', 'shared_findings', 'report_lines', 'plot_retrieved_reports', 'plot_image_row',
+           'plot_retrieved_images', 'save_examples', 'save_pool', 'evaluate_retrieve', 'alignment_studies',
+           'best_studies', 'retrieve_reports', 'retrieve_images']
 
 # %% ../nbs/09_retrieve.ipynb #7d0960d5
 import math
@@ -32,7 +32,7 @@ from .plots import plot_image, plot_texts, RIGHT_COLOR, save_figure, save_png
 from .pretrain import dtype_of, load_model
 from .processor import Processor
 from .radiograph import read_images
-from .records import content_hash, papermill_command, Record, save_records
+from .records import content_hash, papermill_command, Record, save_records, StudyValues
 from .report import affirmed_names
 from .token_store import print_first_image, split_rows, study_codes
 from .tokenizer import open_studies
@@ -301,6 +301,30 @@ def pair_scores(
         other = likelihood_scores(model, study_codes(valid), texts, f'{title}, other images')
         expected = log_mean(other)
     return {'likelihood': own - expected, 'likelihood, report alone': own - alone}
+
+# %% ../nbs/09_retrieve.ipynb #9ed1d1af
+def keep_recall(
+    name: str,   # of the model, for the records
+    model: ChexmixForCausalLM,
+    pool: Pool,  # its pairs are compared
+) -> StudyValues:
+    "Whether a right answer is among the likeliest ten, for each query of both directions."
+    test = pool.test.select(range(pool.pairs))
+    scores, hits = pair_scores(model, pool, name)['likelihood'], same_text(test['text'][:])
+    values = {}
+    for direction, queries in by_direction(scores).items():
+        values[f'R@{KS[-1]} {direction}'] = (hit_ranks(queries, hits) <= KS[-1]).numpy().astype(float)
+    return StudyValues('retrieve', name, list(test['study_id']), list(test['patient_id']), values, {})
+
+# %% ../nbs/09_retrieve.ipynb #f64067de
+def keep_chance(
+    pool: Pool,  # its pairs
+) -> StudyValues:
+    "What `keep_recall` would be on average in a random order."
+    test = pool.test.select(range(pool.pairs))
+    by_chance = chance_recall(same_text(test['text'][:]), KS[-1])
+    values = {f'R@{KS[-1]} {direction}': by_chance for direction in ('image→report', 'report→image')}
+    return StudyValues('retrieve', 'chance', list(test['study_id']), list(test['patient_id']), values, {})
 
 # %% ../nbs/09_retrieve.ipynb #09a0000a
 def retrieval_scores(

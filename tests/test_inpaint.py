@@ -5,13 +5,13 @@ import torch
 
 from chexmix.core import UserError
 from chexmix.inpaint import (
-    filling_statistic, get_classifier_steps, hide_pixels, keep_filling, keep_findings, masked_test_studies,
-    mean_filling, mean_records, model_filling, score_findings)
+    get_classifier_steps, hide_pixels, keep_filling, keep_findings, masked_test_studies, mean_filling,
+    mean_records, model_filling, score_findings)
 from chexmix.finding_classifier import FindingsCNN
 from chexmix.metrics import paired_interval
 from chexmix.plots import mask_to_pixels
 from chexmix.pretrain import load_model
-from chexmix.records import paired_records
+from chexmix.records import mean_statistic, paired_records
 
 
 @pytest.fixture(scope='module')
@@ -46,16 +46,16 @@ def test_squared_error_and_psnr_agree_study_by_study(masked):
     for kept in keep_filling('mean fill', mean_filling(masked), masked):
         np.testing.assert_allclose(kept.values['PSNR'], -10 * np.log10(kept.values['MSE']), rtol=1e-4)
         metrics = [r.metric for r in mean_records(kept)]
-        assert metrics == ['MSE', 'PSNR', 'SSIM'] and filling_statistic(kept, 'token accuracy') is None
+        assert metrics == ['MSE', 'PSNR', 'SSIM'] and mean_statistic(kept, 'token accuracy') is None
 
 
 def test_models_are_compared_on_the_same_masks(loaded, masked):
     kept = keep_filling('mean fill', mean_filling(masked), masked)
     kept += keep_filling('stage2', model_filling(*loaded, masked), masked, hidden='codes')
-    pairs = paired_records(kept, ['stage2'], ['MSE'], filling_statistic)
+    pairs = paired_records(kept, ['stage2'], ['MSE'], mean_statistic)
     assert [(r.detail['mask_kind'], r.detail['minus']) for r in pairs] == [
         ('random', 'mean fill'), ('block', 'mean fill')]
-    one, other = filling_statistic(kept[2], 'MSE'), filling_statistic(kept[0], 'MSE')
+    one, other = mean_statistic(kept[2], 'MSE'), mean_statistic(kept[0], 'MSE')
     assert pairs[0].value == pytest.approx(paired_interval([one], [other], masked.patients).value)
 
 
