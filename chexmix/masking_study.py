@@ -6,8 +6,9 @@
 __all__ = ['LEVEL', 'SECONDARY', 'study_groups', 'detectable_findings', 'both_readings', 'valid_auroc', 'study_scores',
            'probe_branch', 'asked_statements', 'likelihood_in_parts', 'ask_branch', 'branch_mark', 'branch_scores',
            'best_readings', 'auroc_statistic', 'mean_auroc', 'masking_difference', 'masking_verdict',
-           'ratio_differences', 'plot_differences', 'secondary_values', 'kept_secondary', 'secondary_statistic',
-           'secondary_records', 'secondary_table', 'branch_records', 'difference_record', 'verdict_table']
+           'seed_differences', 'seeds_to_decide', 'ratio_differences', 'plot_differences', 'secondary_values',
+           'kept_secondary', 'secondary_statistic', 'secondary_records', 'secondary_table', 'branch_records',
+           'difference_record', 'verdict_table']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from datasets import Dataset
+from scipy.stats import t as student_t
 
 from .baselines import codebook_features
 from .classify import (
@@ -292,6 +294,34 @@ def masking_verdict(
     if difference.high < least: return 'masking does not help by as much as matters'
     return 'undecided'
 
+# %% ../nbs/compare/masking_study.ipynb #573abad5
+def seed_differences(
+    masked: list[list[StudyValues]],    # of the branch with masks, for each seed of training
+    unmasked: list[list[StudyValues]],  # of the branch without
+    by: str,  # probe or asking
+) -> list[float]:
+    "The primary endpoint in each seed alone."
+    found = []
+    for pair in zip(masked, unmasked, strict=True):
+        best = [best_readings(kept, by) for kept in pair]
+        n = len(next(iter(best[0].values())).study_ids)
+        one, other = (float(mean_auroc(of_branch)(np.ones((1, n)))[0]) for of_branch in best)
+        found.append(one - other)
+    return found
+
+# %% ../nbs/compare/masking_study.ipynb #bf3e763d
+def seeds_to_decide(
+    differences: list[float],  # one a seed
+    least: float = .01,        # that matters
+    most: int = 100,
+) -> int | None:               # None = one seed alone, or more than `most`
+    "How many seeds would decide by `masking_verdict`, if further ones scatter alike around the same mean."
+    if len(differences) < 2: return None
+    mean, deviation = np.mean(differences), np.std(differences, ddof=1)
+    for n in range(2, most + 1):
+        half = student_t.ppf((1 + LEVEL) / 2, n - 1) * deviation / n**.5
+        if mean - half > 0 or mean + half < least: return n
+
 # %% ../nbs/compare/masking_study.ipynb #f1b6e613
 def ratio_differences(
     masked: list[list[StudyValues]],    # of the branch with masks, for each seed of training
@@ -428,6 +458,7 @@ def branch_records(
 # %% ../nbs/compare/masking_study.ipynb #f225cc92
 def difference_record(
     difference: ConfidenceInterval,  # from `masking_difference`
+    of_seeds: list[float],           # from `seed_differences`
     by: str,           # probe or asking
     branches: tuple,   # names with {seed}: with masks, without
     seeds: list[int],  # of training
@@ -437,6 +468,7 @@ def difference_record(
     "The primary endpoint with its verdict."
     one, other = (name.replace('-{seed}', '') for name in branches)
     detail = dict(by=by, minus=other, seeds=len(seeds), level=LEVEL, verdict=masking_verdict(difference))
+    detail |= dict(of_seeds=of_seeds, seeds_to_decide=seeds_to_decide(of_seeds))
     values = difference.value, difference.low, difference.high
     return Record('masking study', one, 'AUROC macro, mean over ratios', *values, n, seed, detail)
 
@@ -450,5 +482,8 @@ def verdict_table(
         if 'verdict' not in r.detail: continue
         difference = f'{r.value:+.3f} ({r.low:+.3f} to {r.high:+.3f})'
         detail = {name: r.detail[name] for name in ('by', 'seeds', 'verdict')}
+        each, needed = r.detail['of_seeds'], r.detail['seeds_to_decide']
+        detail['each seed'] = ', '.join(f'{x:+.3f}' for x in each)
+        if detail['verdict'] == 'undecided': detail['seeds to decide'] = needed or ''
         rows.append(dict(difference=f'{r.model} minus {r.detail["minus"]}', n=r.n, AUROC=difference) | detail)
     return pd.DataFrame(rows)
