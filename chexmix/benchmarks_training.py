@@ -21,7 +21,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from .core import Layout, Settings
 from .model import (
     causal_loss, ChexmixConfig, ChexmixForCausalLM, new_config, new_model, select_targets, target_weights)
-from .pretrain import AddTargets, Batches, launch, mask_batch, MaskInputs, Pretraining, StageConfig
+from .pretrain import (
+    AddTargets, Batches, compile_in_place, launch, mask_batch, MaskInputs, Pretraining, StageConfig)
 from .processor import collate
 from chexmix.training_loop import (
     FitSettings, batch_indices, fit, has_bfloat16, init_distributed, mix_precision, MuonAdamW,
@@ -62,8 +63,7 @@ def our_loop(
     "`stage_config.steps` steps through `fit`, as `pretrain` does them."
     work = Path(tempfile.mkdtemp())
     model = trained_model(settings, stage_config, layout)
-    if compiled:
-        for layer in model.lm.model.layers: layer.compile(dynamic=True)
+    if compiled: compile_in_place(model.lm)
     batches = Batches(store, stage_config, layout, init_distributed())
     steps = stage_config.steps
     fit_settings = FitSettings(steps, lr=stage_config.lr, seed=stage_config.seed, weight_decay=.1,

@@ -42,9 +42,9 @@ from .phantom import make_phantom
 from .plots import label_lines, model_color, PALETTE, save_figure
 from .pretrain import dtype_of, load_model
 from .processor import Processor
-from chexmix.records import (
-    array_key, content_hash, paired_records, papermill_command, Record, save_records, save_study_values,
-    StudyValues)
+from .records import (
+    array_key, content_hash, paired_records, papermill_command, Record, save_records,
+    save_study_values, StudyValues)
 from .report_text import (
     FINDINGS, label_report, PARENTS, report_mentions, report_sections, report_text,
     resolve_uncertain, standard_rules)
@@ -195,12 +195,12 @@ def kept_features(
 
     A file is named by weights, number type, codes, masks and regions."""
     weights = f'{weights}-{dtype_of(model)}'
+    for old in folder.glob('*.npy'):
+        if not old.name.startswith(weights): old.unlink(missing_ok=True)
 
     def features(cohort, mask):
         of_studies = '-'.join(array_key(x.numpy()) for x in (cohort.codes, mask))
         path = folder/f'{weights}-{of_studies}-{regions}.npy'
-        for old in folder.glob('*.npy'):
-            if not old.name.startswith(weights): old.unlink(missing_ok=True)
         try: return list(np.load(path, mmap_mode='r'))  # of (N, D·regions²)
         except (OSError, ValueError, EOFError): write_features(path, model, cohort.codes, mask, regions)
         return list(np.load(path, mmap_mode='r'))
@@ -1002,11 +1002,12 @@ def ask_statements(
 def probe_of(
     folder: Path,  # of the run
     name: str,     # of the model's folder in it
+    mark: str,     # of its weights, see `saved_mark`
 ) -> Probe | None:
     "The saved probe of a model, if there is one."
     if not (Path(folder)/'classify'/f'{name}.json').exists(): return None
     probe = load_probe(folder, name)
-    return probe if probe.model == saved_mark(folder, name) else None
+    return probe if probe.model == mark else None
 
 # %% ../nbs/06_classify.ipynb #7f8af671
 def ask_cohorts(
@@ -1042,12 +1043,13 @@ def evaluate_ask(
     groups = ask_cohorts(studies, most)
     statements, records = ask_statements(studies, info, wordings), []
     for name, parts in loaded.items():
-        options = dict(probe=probe_of(folder, name), samples=samples, seed=seed)
+        mark = saved_mark(folder, name)
+        options = dict(probe=probe_of(folder, name, mark), samples=samples, seed=seed)
         rivals = partial(rival_scores, *parts, groups['test'], **options)
         found, asked = ask_at_ratios(name, *parts, statements, groups, ratios, rivals, seed)
         records += found
         questions = asked[min(ratios)].questions[PRIORS[0]]
-        save_questions(folder, name, replace(questions, model=saved_mark(folder, name)))
+        save_questions(folder, name, replace(questions, model=mark))
         plt.close(plot_ask(found, folder/'figures'/f'ask_{name}.png'))
         curves = reliability_curves(found)
         plt.close(plot_reliability(curves, folder/'figures'/f'ask_{name}_reliability.png'))

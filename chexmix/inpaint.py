@@ -31,9 +31,9 @@ from .plots import mask_to_pixels, plot_images, cover_cells
 from .pretrain import dtype_of, load_model
 from .processor import Processor
 from .radiograph import read_images
-from chexmix.records import (
-    content_hash, mean_statistic, paired_records, papermill_command, Record, save_records, save_study_values,
-    StudyValues)
+from .records import (
+    content_hash, mean_statistic, paired_records, papermill_command, Record, save_records,
+    save_study_values, StudyValues)
 from .token_store import open_store, print_first_image, split_rows
 from .tokenizer import open_studies
 
@@ -375,9 +375,9 @@ def save_gray(
 
 # %% ../nbs/07_inpaint.ipynb #64a8f9cc
 def load_models(
-    folder: Path,  # of the run
-    models: list[str],  # folders of the run
-    **loading,     # of `load_model`: dtype='bfloat16'
+    folder: Path,       # of the run
+    models: list[str],  # folders in it
+    **loading,          # of `load_model`: dtype='bfloat16'
 ) -> tuple[dict, Processor]:
     "Models of a run by name, each with its processor; and the processor of the first."
     loaded = {name: load_model(folder, name, **loading) for name in models}

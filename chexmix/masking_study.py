@@ -7,7 +7,7 @@ __all__ = ['LEVEL', 'SECONDARY', 'study_groups', 'detectable_findings', 'both_re
            'probe_branch', 'asked_statements', 'likelihood_in_parts', 'ask_branch', 'branch_mark', 'branch_scores',
            'best_readings', 'auroc_statistic', 'mean_auroc', 'masking_difference', 'masking_verdict',
            'seed_differences', 'seeds_to_decide', 'ratio_differences', 'plot_differences', 'secondary_values',
-           'kept_secondary', 'secondary_statistic', 'secondary_records', 'secondary_table', 'branch_records',
+           'kept_secondary', 'secondary_records', 'secondary_table', 'branch_records', 'branch_steps',
            'difference_record', 'verdict_table']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
@@ -18,11 +18,11 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from datasets import Dataset
 from scipy.stats import t as student_t
 
-from .baselines import codebook_features
+from .baselines import codebook_features, kept_statistic
 from .classify import (
     ask_statements, Cohort, cohort, evaluable, evaluable_findings, log_mean_over_images, model_features,
     new_questions, Questions, saved_mark, statement_log_likelihood, sweep)
-from .core import progress, UserError
+from .core import progress, read_json, UserError
 from .inpaint import fill_in_batches, keep_filling, mask_studies, model_filling
 from .metrics import (
     bootstrap_interval, ConfidenceInterval, macro, paired_interval, weighted_auroc)
@@ -30,9 +30,8 @@ from .model import ChexmixForCausalLM
 from .plots import label_lines, PALETTE, save_figure
 from .pretrain import load_model
 from .processor import Processor
-from .records import (
-    kept_values, mean_statistic, paired_record, read_study_values, Record, StudyValues)
-from .report import keep_reports, report_statistic, report_studies, write_all_reports
+from .records import kept_values, paired_record, read_study_values, Record, StudyValues
+from .report import keep_reports, report_studies, write_all_reports
 from .report_text import FINDINGS, PARENTS
 from .retrieve import keep_recall, sample_pool
 from .token_store import split_rows
@@ -315,7 +314,7 @@ def seeds_to_decide(
     least: float = .01,        # that matters
     most: int = 100,
 ) -> int | None:               # None = one seed alone, or more than `most`
-    "How many seeds would decide by `masking_verdict`, if further ones scatter alike around the same mean."
+    "The fewest seeds that would decide, if further ones scatter alike around the same mean."
     if len(differences) < 2: return None
     mean, deviation = np.mean(differences), np.std(differences, ddof=1)
     for n in range(2, most + 1):
@@ -373,7 +372,7 @@ def secondary_values(
     most: int = 400,   # test studies, of which 200 are compared by likelihood; 0 = all
     seed: int = 0,     # of masks
 ) -> list[StudyValues]:
-    "Reports of whole and half-hidden images, fillings, and retrieval of each test study."
+    "Reports of complete and of half-hidden images, fillings, and retrieval, for each test study."
     test, train = report_studies(studies, most), split_rows(studies, 'train')
     written = write_all_reports({branch: (model, processor)}, test, train, (0, .5), (1,), seed)
     masked = mask_studies(test, train, processor, (.5,), seed)
@@ -403,10 +402,6 @@ SECONDARY = {  # task → metrics
     'inpaint': ('MSE', 'token accuracy'),
     'retrieve': ('R@10 image→report', 'R@10 report→image')}
 
-def secondary_statistic(kept: StudyValues, metric: str):
-    "A metric of `SECONDARY` as a statistic."
-    return (report_statistic if kept.task == 'report' else mean_statistic)(kept, metric)
-
 # %% ../nbs/compare/masking_study.ipynb #bdae9ebf
 def secondary_records(
     masked: list[list[StudyValues]],    # of the branch with masks, for each seed of training
@@ -418,8 +413,8 @@ def secondary_records(
     for one, other in zip(zip(*masked), zip(*unmasked), strict=True):
         once = np.ones((1, len(one[0].study_ids)))  # each study counts once
         for metric in SECONDARY[one[0].task]:
-            r = paired_record(one, other, metric, secondary_statistic, seed)
-            of_all = [secondary_statistic(kept, metric)(once) for kept in (*one, *other)]
+            r = paired_record(one, other, metric, kept_statistic, seed)
+            of_all = [kept_statistic(kept, metric)(once) for kept in (*one, *other)]
             values = np.reshape(of_all, (2, -1)).mean(1).tolist()
             records.append(replace(r, detail=r.detail | dict(values=values)))
     return records
@@ -455,6 +450,17 @@ def branch_records(
         records.append(Record('masking study', branch, 'AUROC macro', *values, seed, scores.detail))
     return records
 
+# %% ../nbs/compare/masking_study.ipynb #0abb9e10
+def branch_steps(
+    folder: Path,  # of the run
+    branch: str,   # folder in it
+) -> int | None:
+    "Steps of all stages that a branch's weights have seen; None where they are on another machine."
+    path = folder/branch/'settings.json'
+    if not path.exists(): return None
+    stage = read_json(path)
+    return stage['first_step'] + stage['steps']
+
 # %% ../nbs/compare/masking_study.ipynb #f225cc92
 def difference_record(
     difference: ConfidenceInterval,  # from `masking_difference`
@@ -463,12 +469,13 @@ def difference_record(
     branches: tuple,   # names with {seed}: with masks, without
     seeds: list[int],  # of training
     n: int,            # test studies
+    steps: int | None, # that each branch has seen, from `branch_steps`
     seed: int = 0,     # of the bootstrap
 ) -> Record:
     "The primary endpoint with its verdict."
     one, other = (name.replace('-{seed}', '') for name in branches)
     detail = dict(by=by, minus=other, seeds=len(seeds), level=LEVEL, verdict=masking_verdict(difference))
-    detail |= dict(of_seeds=of_seeds, seeds_to_decide=seeds_to_decide(of_seeds))
+    detail |= dict(of_seeds=of_seeds, seeds_to_decide=seeds_to_decide(of_seeds), steps=steps)
     values = difference.value, difference.low, difference.high
     return Record('masking study', one, 'AUROC macro, mean over ratios', *values, n, seed, detail)
 
@@ -481,7 +488,7 @@ def verdict_table(
     for r in records:
         if 'verdict' not in r.detail: continue
         difference = f'{r.value:+.3f} ({r.low:+.3f} to {r.high:+.3f})'
-        detail = {name: r.detail[name] for name in ('by', 'seeds', 'verdict')}
+        detail = {name: r.detail[name] for name in ('by', 'steps', 'seeds', 'verdict')}
         each, needed = r.detail['of_seeds'], r.detail['seeds_to_decide']
         detail['each seed'] = ', '.join(f'{x:+.3f}' for x in each)
         if detail['verdict'] == 'undecided': detail['seeds to decide'] = needed or ''

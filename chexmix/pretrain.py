@@ -14,8 +14,9 @@ __all__ = ['CHOICES', 'DEFAULT_MASKING', 'STABLE', 'StageConfig', 'check_values'
            'set_dropout', 'start_weights', 'move_weights_last', 'save_stage', 'ComputeOptions', 'split_changes',
            'shared_changes', 'stage_batches', 'stage_learning_rate', 'training_summary', 'steps_seen',
            'stage_fit_settings', 'stage_callbacks', 'flops_an_id', 'speed_callbacks', 'uses_bfloat16', 'StageJob',
-           'stage_job', 'masked_text', 'StageLearner', 'plot_study', 'stage_learner', 'get_learner', 'pretrain',
-           'load_model', 'dtype_of', 'command_line', 'main', 'launch_command', 'run_aloud', 'launch', 'plot_log']
+           'stage_job', 'masked_text', 'StageLearner', 'plot_study', 'compile_in_place', 'stage_learner', 'get_learner',
+           'pretrain', 'load_model', 'dtype_of', 'command_line', 'main', 'launch_command', 'run_aloud', 'launch',
+           'plot_log']
 
 # %% ../nbs/05_pretrain.ipynb #c4a464f4
 import argparse, itertools, json, os, platform, re, shutil, subprocess, sys, textwrap
@@ -1097,6 +1098,11 @@ def show_results(
     if not rows: raise UserError('the run has no validation studies to show')
     return plot_panel(self.network.lm, self.processor, rows, ratio=ratio)
 
+# %% ../nbs/05_pretrain.ipynb #59a1cc82
+def compile_in_place(lm: ChexmixForCausalLM):
+    "Each layer by torch.compile; the names of weights stay."
+    for layer in lm.model.layers: layer.compile(dynamic=True)
+
 # %% ../nbs/05_pretrain.ipynb #e3243a3e
 def stage_learner(
     job: StageJob,
@@ -1110,8 +1116,7 @@ def stage_learner(
     batches = stage_batches(folder, job.settings, config, processor.layout, train, group)
     lm = start_weights(folder, job.settings, config, processor)
     if job.options.recompute: lm.gradient_checkpointing_enable()
-    if job.options.compile:
-        for layer in lm.model.layers: layer.compile(dynamic=True)  # in place: names of weights stay
+    if job.options.compile: compile_in_place(lm)
     bf16 = uses_bfloat16(config, group.device)
     if not group.rank: write_json(logs/'environment.json', environment(group, bf16) | dict(data=data))
     fork = folder/config.start/STABLE if config.fork and config.start else None

@@ -18,7 +18,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from datasets import concatenate_datasets, Dataset
 
-from .baselines import nearest, neighbours, small_pixels
+from .baselines import kept_statistic, nearest, neighbours, small_pixels
 from .classify import (
     ask_statements, Cohort, cohort, cohort_log_likelihood, evaluable, log_mean_over_images, model_features,
     new_questions, score_system, sweep)
@@ -34,11 +34,9 @@ from .plots import PALETTE, save_figure
 from .pretrain import load_model, pretrain
 from .processor import Processor
 from .radiograph import read_images
-from .records import (
-    kept_values, mean_statistic, paired_record, Record, same_conditions, StudyValues)
-from chexmix.report import (
-    affirmed_names, finding_marks, keep_constants, keep_reports, LEADING, report_statistic, text_html,
-    write_reports)
+from .records import kept_values, paired_record, Record, same_conditions, StudyValues
+from .report import (
+    affirmed_names, finding_marks, keep_constants, keep_reports, LEADING, text_html, write_reports)
 from .report_text import FINDINGS, resolve_uncertain
 from .retrieve import keep_chance, keep_recall, Pool, sample_pool
 from .token_store import open_store, study_codes, write_token_store
@@ -339,7 +337,7 @@ def image_tasks(
     processor: Processor,
     rows: dict[str, Dataset],  # train, valid, test
 ) -> tuple[MaskedStudies, Pool]:
-    "Test studies with half of each image hidden, and the pool of reports, the same for all ways."
+    "Test studies with half of each image masked, and the pool of reports, the same for all ways."
     masked = mask_studies(rows['test'], rows['train'], processor, (.5,))
     masks = {key: mask for key, mask in masked.masks.items() if key[0] == 'random'}
     pool = sample_pool(concatenate_datasets(list(rows.values())), 0, 200, larger=())
@@ -362,7 +360,7 @@ def keep_image_baselines(
     folder: Path,           # of a run
     studies: pd.DataFrame,  # manifest of the real studies
 ) -> list[StudyValues]:
-    "The mean training image in the holes, and reports in a random order."
+    "The mean training image in masked cells, and reports in a random order."
     rows = {split: frontal_rows(folder, studies, split) for split in ('train', 'valid', 'test')}
     masked, pool = image_tasks(Processor.from_pretrained(folder/'processor'), rows)
     return [*keep_filling('mean image', mean_filling(masked), masked), keep_chance(pool)]
@@ -397,10 +395,8 @@ METRICS = (*LEADING, 'BLEU-4, plain words', 'CIDEr-D', 'AUROC macro', *IMAGE_MET
 
 def way_statistic(kept: StudyValues, metric: str):
     "A metric of a way as a statistic; None where it was not measured."
-    if kept.task == 'report': return report_statistic(kept, metric)
-    if kept.task != 'classify': return mean_statistic(kept, metric)
-    if metric != 'AUROC macro' or not kept.values['labels'].size: return None
-    return macro(weighted_auroc, kept.values['labels'], kept.values['scores'])
+    if kept.task == 'classify' and not kept.values['labels'].size: return None
+    return kept_statistic(kept, metric)
 
 # %% ../nbs/compare/real_radiographs.ipynb #e951315c
 def way_records(
@@ -525,7 +521,7 @@ def difference_table(
 def image_table(
     records: list[Record],  # from `way_records`
 ) -> pd.DataFrame:          # a row for each system; cells: value (95% interval)
-    "Half-hidden images filled in, and reports found among 200 (by chance: in a random order)."
+    "Half-masked images filled in, and reports found among 200; chance is a random order."
     cells = {}
     for r in records:
         if 'minus' in r.detail or r.metric not in IMAGE_METRICS: continue
