@@ -8,16 +8,16 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['EVALUATIONS', 'DEMO', 'TRAINED', 'SHORTEST_PIECE', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_paths', 'Parser',
            'command', 'terminal_width', 'fitted', 'print_table', 'sample', 'phantom', 'run_settings', 'check_shares',
-           'train_tokenizers', 'tokenizer', 'start_settings', 'pretrain', 'show_records', 'model_name', 'opened',
-           'without_images', 'is_table', 'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify',
-           'inpaint', 'report', 'parse_layers', 'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve',
-           'parse_ratios', 'evaluation_options', 'evaluation', 'evaluated_stages', 'evaluate', 'export', 'pack',
-           'audit', 'budget_parameters', 'demo_steps', 'time_left', 'Lines', 'PieceOver', 'execute', 'side_by_side',
-           'executed_notebook', 'notebook_tasks', 'run_notebooks', 'check_budget', 'going_on', 'finished_notebooks',
-           'end_of_piece', 'demo', 'add_making_commands', 'add_share_options', 'add_using_commands',
-           'add_embed_options', 'add_retrieve_options', 'add_pretrain_options', 'add_making_options',
-           'add_model_options', 'add_use_options', 'add_evaluate_commands', 'build_parser', 'import_for_answers',
-           'run_command', 'main', 'console']
+           'check_processes', 'train_tokenizers', 'tokenizer', 'start_settings', 'pretrain', 'show_records',
+           'model_name', 'opened', 'without_images', 'is_table', 'readable_rows', 'check_out', 'serve',
+           'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers', 'embed', 'explore', 'ranked',
+           'retrieve_by_text', 'retrieve', 'parse_ratios', 'evaluation_options', 'evaluation', 'evaluated_stages',
+           'evaluate', 'export', 'pack', 'audit', 'budget_parameters', 'demo_steps', 'time_left', 'Lines', 'PieceOver',
+           'execute', 'side_by_side', 'executed_notebook', 'notebook_tasks', 'run_notebooks', 'check_budget',
+           'going_on', 'finished_notebooks', 'end_of_piece', 'demo', 'add_making_commands', 'add_share_options',
+           'add_using_commands', 'add_embed_options', 'add_retrieve_options', 'add_pretrain_options',
+           'add_making_options', 'add_model_options', 'add_use_options', 'add_evaluate_commands', 'build_parser',
+           'import_for_answers', 'run_command', 'main', 'console']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
 import argparse, atexit, gc, importlib, logging, math, multiprocessing, os, re, shlex, shutil
@@ -163,6 +163,11 @@ def check_shares(args):
         raise UserError('--part encodes a part, --merge joins all parts afterwards: leave one out')
     if args.others and not args.merge: raise UserError('--other names a run for --merge: add --merge')
 
+# %% ../nbs/14_cli.ipynb #0c33d6aa
+def check_processes(args):
+    "Raise `UserError` where no process is to train."
+    if args.processes < 1: raise UserError(f'--processes must be at least 1, not {args.processes}')
+
 # %% ../nbs/14_cli.ipynb #bc4e73ad
 def train_tokenizers(args) -> int:
     "Studies, tokenizers and token store of a run. Raises `UserError` for an output: only images have one."
@@ -172,8 +177,9 @@ def train_tokenizers(args) -> int:
         raise UserError('--out would be ignored: without images the tokenizers of a run are trained; '
                         'name images, or leave it out')
     check_shares(args)
+    check_processes(args)
     settings = run_settings(args)
-    how = dict(workers=args.workers, n_parts=args.parts)
+    how = dict(workers=args.workers, n_parts=args.parts, processes=args.processes)
     if args.part:
         folder = prepare_share(args.run, settings, args.part, **how)
         print(f'part {args.part} of the token store is complete: {folder}/store')
@@ -220,7 +226,7 @@ def pretrain(args) -> int:
     import pandas as pd
     from chexmix.pretrain import launch, pretrain, shared_changes
     from chexmix.tokenizer import prepare_run
-    if args.processes < 1: raise UserError(f'--processes must be at least 1, not {args.processes}')
+    check_processes(args)
     settings = start_settings(args)
     folder = prepare_run(args.run, settings)
     changes = compute_changes(args)
@@ -879,6 +885,8 @@ def add_share_options(p: Parser):
     p.add_argument('--parts', type=int, default=1,
                    help='pieces that each step of the training is computed in, for less memory; '
                         '0: as few as fit (default: 1)')
+    p.add_argument('--processes', type=int, default=1,
+                   help='on this machine, which share each step of the training (default: 1)')
     p.add_argument('--part', default='', metavar='K/N',
                    help='encode the part of machine K of N alone, for example 2/8 (default: all studies)')
     p.add_argument('--merge', action='store_true', help='join the parts that several machines have encoded')

@@ -15,11 +15,10 @@ __all__ = ['CHOICES', 'DEFAULT_MASKING', 'STABLE', 'StageConfig', 'check_values'
            'shared_changes', 'stage_batches', 'stage_learning_rate', 'training_summary', 'steps_seen',
            'stage_fit_settings', 'stage_callbacks', 'flops_an_id', 'speed_callbacks', 'uses_bfloat16', 'StageJob',
            'stage_job', 'masked_text', 'StageLearner', 'plot_study', 'compile_in_place', 'stage_learner', 'get_learner',
-           'pretrain', 'load_model', 'dtype_of', 'command_line', 'main', 'launch_command', 'run_aloud', 'launch',
-           'plot_log']
+           'pretrain', 'load_model', 'dtype_of', 'command_line', 'main', 'launch_command', 'launch', 'plot_log']
 
 # %% ../nbs/05_pretrain.ipynb #c4a464f4
-import argparse, itertools, json, os, platform, re, shutil, subprocess, sys, textwrap
+import argparse, itertools, json, os, platform, re, shutil, sys, textwrap
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
@@ -27,8 +26,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, pyarrow.compute as pc
-import torch, torch.distributed as dist
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, pyarrow.compute as pc, torch
 from datasets import Dataset
 from fastcore.basics import patch
 from huggingface_hub import EvalResult, ModelCardData
@@ -50,9 +48,9 @@ from .processor import collate, Processor
 from .report_text import report_text
 from .token_store import all_codes, open_store, split_rows, study_codes
 from .training_loop import (
-    BucketedIndices, Callback, checkpoints, deterministic_algorithms, FitSettings, has_bfloat16,
-    init_distributed, KeepState,
-    LearningRate, new_learner, ProcessGroup, Profile, StepLearner, Throughput)
+    BucketedIndices, Callback, check_batch_size, checkpoints, deterministic_algorithms, FitSettings,
+    has_bfloat16, init_distributed, KeepState, LearningRate, new_learner, process_command, ProcessGroup,
+    Profile, run_as_process, run_processes, StepLearner, Throughput)
 
 # %% ../nbs/05_pretrain.ipynb #8a0ae778
 @dataclass(frozen=True)
@@ -259,9 +257,7 @@ def check_batch(
     if n_studies < batch:
         raise UserError(f'{n_studies} training studies do not fill a batch of {batch}: '
                         'give more studies, or a smaller batch')
-    if batch < world_size:
-        raise UserError(f'{world_size} processes share a batch of {batch} studies: '
-                        'start fewer processes, or choose a larger batch')
+    check_batch_size(batch, world_size)
 
 # %% ../nbs/05_pretrain.ipynb #7e88568d
 def code_columns(store: Dataset) -> list[str]:
@@ -822,7 +818,7 @@ def save_stage(
             seal(part)
         move_weights_last(target/'unfinished', target)
         shutil.rmtree(target/'training')
-    if process_group.world_size > 1: dist.barrier()
+    process_group.wait()
 
 # %% ../nbs/05_pretrain.ipynb #05b00013
 @dataclass(frozen=True)
@@ -1220,7 +1216,8 @@ def main(
 ) -> int:  # exit code: 2 where the user can mend something
     "Train one stage as one of the processes that a launcher started."
     args = command_line().parse_args(words)
-    try:
+
+    def work():
         folder, settings = open_run(args.run)
         process_group = init_distributed()
         changes = compute_changes(args) | parse_changes(args.set)
@@ -1228,12 +1225,8 @@ def main(
             pretrain(folder, settings, 1, **shared_changes(folder, changes))
         target = pretrain(folder, settings, args.stage, args.name, **changes)
         if not process_group.rank: print(f'model and processor: {target}')
-        return 0
-    except UserError as e:
-        if int(os.environ.get('RANK', 0)) == 0: print(f'chexmix: {e}', file=sys.stderr, flush=True)
-        return 2
-    finally:
-        if dist.is_initialized(): dist.destroy_process_group()
+
+    return run_as_process(work)
 
 # %% ../nbs/05_pretrain.ipynb #05c00003
 def launch_command(
@@ -1244,22 +1237,10 @@ def launch_command(
     **changes,       # fields of `StageConfig` and of `ComputeOptions`
 ) -> list[str]:
     "The command that trains one stage by several processes on this machine."
-    launcher = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}',
-                '--rdzv_backend=c10d', '--rdzv_endpoint=127.0.0.1:0', '-m', 'chexmix.pretrain']
     words = [str(folder), '--stage', str(stage), '--name', name]
     for field, value in changes.items():
         words += ['--set', f'{field}={value if isinstance(value, str) else json.dumps(value)}']
-    return launcher + words
-
-# %% ../nbs/05_pretrain.ipynb #1a3210e8
-def run_aloud(command: list[str]) -> tuple[int, list[str]]:
-    "Run a command and show its output while it comes: the exit code, and the lines that it printed."
-    lines, pipe = [], subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout:
-            print(line, end='')
-            lines.append(line)
-    return process.returncode, lines
+    return process_command('chexmix.pretrain', processes) + words
 
 # %% ../nbs/05_pretrain.ipynb #3d4dfa53
 def launch(
@@ -1272,11 +1253,7 @@ def launch(
     """Train one stage by several processes on this machine, and show what they print.
 
     Raises `UserError` where they fail; the same call then goes on."""
-    exit_code, lines = run_aloud(launch_command(folder, stage, processes, name, **changes))
-    if exit_code:
-        for line in lines:
-            if line.startswith('chexmix: '): raise UserError(line.split('chexmix: ')[1].strip())
-        raise UserError(f'a process of {processes} failed: see above')
+    run_processes(launch_command(folder, stage, processes, name, **changes))
     return folder/(name or f'stage{stage}')
 
 # %% ../nbs/05_pretrain.ipynb #fe67b2b1

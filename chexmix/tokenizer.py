@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['MANY_DISTANCES', 'FEATURES_SHARE', 'LM_FIELDS', 'TOKEN_FILES', 'write_manifest', 'prepare_data', 'TokenizerTraining',
            'TokenizerLoss', 'flat_features', 'restart_unused', 'k_means_on_device', 'start_at_centres',
-           'CodebookUpdates', 'plot_tokenizer_log', 'write_log', 'reconstruct', 'LogReconstructions', 'training_images',
-           'watched_psnr', 'codebook_updates', 'tokenizer_callbacks', 'new_tokenizer_training', 'perceptual_network',
-           'TokenizerLearner', 'tokenizer_fit_settings', 'check_not_empty', 'fit_image_tokenizer',
-           'train_image_tokenizer', 'training_texts', 'byte_level_bpe', 'train_text_tokenizer', 'processor_layout',
-           'train_processor', 'open_studies', 'keep_cell_means', 'reconstructions', 'mean_record',
-           'reconstruction_records', 'usage_records', 'evaluate_tokenizer', 'prepare_run', 'prepare_share',
-           'merge_shares', 'check_shared', 'share_tokens']
+           'share_codebook', 'CodebookUpdates', 'plot_tokenizer_log', 'write_log', 'reconstruct', 'LogReconstructions',
+           'training_images', 'watched_psnr', 'codebook_updates', 'tokenizer_callbacks', 'new_tokenizer_training',
+           'perceptual_network', 'TokenizerLearner', 'tokenizer_fit_settings', 'check_not_empty', 'fit_image_tokenizer',
+           'train_image_tokenizer', 'main', 'launch_tokenizer', 'training_texts', 'byte_level_bpe',
+           'train_text_tokenizer', 'processor_layout', 'train_processor', 'open_studies', 'keep_cell_means',
+           'reconstructions', 'mean_record', 'reconstruction_records', 'usage_records', 'evaluate_tokenizer',
+           'prepare_run', 'prepare_share', 'merge_shares', 'check_shared', 'share_tokens']
 
 # %% ../nbs/03_tokenizer.ipynb #c6e7bc93
-import os, shutil
+import argparse, os, shutil, sys
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +38,9 @@ from .records import content_hash, Record, save_records
 from .report_text import report_text
 from .token_store import (
     merge_stores, open_store, parse_share, plan_store, split_rows, write_share, write_token_store)
-from .training_loop import batch_indices, Callback, fit, FitSettings, part_of, StepLearner
+from .training_loop import (
+    average_gradients, batch_indices, Callback, check_batch_size, fit, FitSettings, init_distributed,
+    part_of, process_command, process_weight, ProcessGroup, run_as_process, run_processes, StepLearner)
 from .vqgan import nearest, vq_config, VQModel
 from .vqgan_losses import adaptive_weight, Adversary, PatchDiscriminator, perceptual_distance
 
@@ -205,6 +207,13 @@ def start_at_centres(
     else: centres = k_means_on_device(vectors, n_centres, seed)
     weight.data[:n_centres] = centres.to(weight)
 
+# %% ../nbs/03_tokenizer.ipynb #c9cb087f
+@torch.no_grad()
+def share_codebook(tokenizer: VQModel, group: ProcessGroup):
+    "Give all processes the codebook of process 0."
+    weight = tokenizer.quantize.embedding.weight
+    if group.world_size > 1: weight.copy_(group.from_first(weight.cpu()))
+
 # %% ../nbs/03_tokenizer.ipynb #e8b7c560
 class CodebookUpdates(Callback):
     "k-means start of the codebook after `start` steps; until `stop`, unused entries restart."
@@ -215,14 +224,20 @@ class CodebookUpdates(Callback):
         stop: int,   # no restarts from this step on
         every: int,  # steps between restarts
         seed: int,
-        sample,      # () → batches of images for k-means
-    ): self.start, self.stop, self.every, self.seed, self.sample = start, stop, every, seed, sample
+        images_at,   # step → (B, C, H, W) in [-1, 1]
+        n_batches: int = 1,  # for k-means
+    ):
+        self.start, self.stop, self.every, self.seed = start, stop, every, seed
+        self.images_at, self.n_batches = images_at, n_batches
 
     def before_batch(self):
         self.model.quantized = self.learn.position >= self.start
         if not self.learn.reached(self.start): return
-        start_at_centres(self.model.tokenizer, self.sample(), self.seed)
-        n_codes = len(self.model.tokenizer.quantize.embedding.weight)
+        tokenizer, group = self.model.tokenizer, self.learn.process_group
+        if not group.rank:
+            start_at_centres(tokenizer, map(self.images_at, range(self.n_batches)), self.seed)
+        share_codebook(tokenizer, group)
+        n_codes = len(tokenizer.quantize.embedding.weight)
         self.learn.memory['used'] = torch.zeros(n_codes)    # since the last restart
         self.learn.memory['counts'] = torch.zeros(n_codes)  # since the last row of the log
 
@@ -231,14 +246,24 @@ class CodebookUpdates(Callback):
 def after_batch(self: CodebookUpdates):
     "Count the codes of the step; now and then, restart the entries that were not among them."
     if not self.model.quantized: return
-    memory, done = self.learn.memory, self.learn.done
-    counts = torch.bincount(self.pred[2].flatten().cpu(), minlength=len(memory['used']))
+    memory, group = self.learn.memory, self.learn.process_group
+    counts = torch.bincount(self.pred[2].flatten().cpu(), minlength=len(memory['used'])).float()
+    counts = group.mean(counts).cpu() * group.world_size  # of all processes
     for name in ('used', 'counts'): memory[name] += counts
     if not self.learn.passed(self.every): return
-    if self.learn.position < self.stop:
-        generator = rng(self.seed, 'restart', done)
-        restart_unused(self.model.tokenizer, memory['used'], self.xb[0], generator)
+    if self.learn.position < self.stop: self.restart()
     memory['used'].zero_()
+
+# %% ../nbs/03_tokenizer.ipynb #46e3288a
+@patch
+def restart(self: CodebookUpdates):
+    "Move unused entries onto vectors of the step's images; process 0 does it for all."
+    group, done, tokenizer = self.learn.process_group, self.learn.done, self.model.tokenizer
+    if not group.rank:
+        x = self.xb[0]
+        if group.world_size > 1: x = self.images_at(done - 1).to(x)  # those of all processes
+        restart_unused(tokenizer, self.learn.memory['used'], x, rng(self.seed, 'restart', done))
+    share_codebook(tokenizer, group)
 
 # %% ../nbs/03_tokenizer.ipynb #7ad96f8a
 def plot_tokenizer_log(
@@ -304,6 +329,7 @@ class LogReconstructions(Callback):
         if counts is not None and counts.sum():
             log[-1]['used'], log[-1]['perplexity'] = code_usage(counts)
             counts.zero_()
+        if self.learn.process_group.rank: return
         if len(log) % self.every == 0 or self.learn.position >= self.steps: self.save_pictures()
 
 # %% ../nbs/03_tokenizer.ipynb #2b0bc49b
@@ -323,9 +349,10 @@ def training_images(
     paths: np.ndarray,  # of radiographs
     settings: Settings,
 ):
-    "A function that gives the images of a step, (B, C, H, W) in [-1, 1]."
-    def images_at(step):
+    "A function that gives the images of a step, (B, C, H, W) in [-1, 1]; or a process's share of them."
+    def images_at(step, group=ProcessGroup(0, 1, torch.device('cpu'))):
         indices = batch_indices(len(paths), settings.tokenizer_batch, step, settings.seed)
+        indices = indices[group.rank::group.world_size]
         return network_input(read_images(paths[indices], settings.image_size), settings.image_channels)
     return images_at
 
@@ -347,8 +374,8 @@ def codebook_updates(
     steps = settings.tokenizer_steps
     codes_per_step = settings.grid**2 * settings.tokenizer_batch
     n_batches = max(1, 40 * settings.n_codes // codes_per_step)
-    def sample(): return (images_at(i) for i in range(n_batches))
-    return CodebookUpdates(steps // 5, steps * 4 // 5, max(5, steps // 40), settings.seed, sample)
+    return CodebookUpdates(
+        steps // 5, steps * 4 // 5, max(5, steps // 40), settings.seed, images_at, n_batches)
 
 # %% ../nbs/03_tokenizer.ipynb #aad6f3fe
 def tokenizer_callbacks(
@@ -385,36 +412,42 @@ FEATURES_SHARE = .1  # of a budget of time: for the network of the perceptual lo
 def perceptual_network(
     folder: Path,  # of the image tokenizer
     settings: Settings,
-    images_at,     # step → (B, C, H, W) in [-1, 1]
+    images_at,     # step → (B, C, H, W) in [-1, 1], of this process
+    group: ProcessGroup | None = None,  # None = alone
 ) -> torch.nn.Module | None:
     "The network of the perceptual loss, trained where need be; None where its weight is 0."
     if not settings.perceptual_weight: return None
     steps = max(1, settings.tokenizer_steps // 4)
     seconds = FEATURES_SHARE * 60 * settings.tokenizer_minutes
     distance = perceptual_distance(
-        folder, images_at, settings.image_channels, steps, settings.seed, seconds)
+        folder, images_at, settings.image_channels, steps, settings.seed, seconds, group)
     return distance.to(default_device())
 
 # %% ../nbs/03_tokenizer.ipynb #51e3c627
 class TokenizerLearner(StepLearner):
-    "A learner of images: a step in parts has the gradients, the log and the codes of the complete step."
+    "A learner of images: parts and processes together have the gradients, log and codes of the whole step."
+    wrapped = False  # the codebook has no gradient at first, which DDP does not expect
+
     def backward_part(self, batch, k, sync=True):
-        if self.n_parts == 1: return super().backward_part(batch, k, sync)
-        if k == 0: self.shares, self.predictions, self.logged = [], [], []
+        if k == 0:
+            self.weight = process_weight(len(batch[0]), self.process_group)
+            self.shares, self.predictions, self.logged = [], [], []
         originals, whole_loss = self.yb, self.loss_func
         part = part_of(originals[0], k, self.n_parts)
-        share = len(part) / len(originals[0])
+        share = self.weight * len(part) / len(originals[0])
         self.yb, self.loss_func = (part,), lambda *args: share * whole_loss(*args)
         try: loss = super().backward_part(batch, k, sync)
         finally: self.yb, self.loss_func = originals, whole_loss
         self.keep_part(share)
+        if sync: average_gradients(self.model.parameters(), self.process_group)
         return loss
+
 
 # %% ../nbs/03_tokenizer.ipynb #63488233
 @patch
 def keep_part(
     self: TokenizerLearner,
-    share: float,  # of the step's images
+    share: float,  # of the mean over the step's images
 ):
     "Keep what a part gave; after the last one, prediction and log are those of the complete step."
     self.shares.append(share)
@@ -462,31 +495,32 @@ def fit_image_tokenizer(
     images_at,              # step → (B, C, H, W) in [-1, 1]
     watched: torch.Tensor,  # (B, C, H, W), whose PSNR the log holds
     n_train: int,           # training images
-    n_parts: int = 1,       # that a step is computed in; 0 = as few as the memory allows
+    n_parts: int,           # that a step is computed in; 0 = as few as the memory allows
+    group: ProcessGroup,
 ) -> VQModel:
     """Train the image tokenizer, from its last checkpoint on where a training was killed.
 
     Raises `UserError` where a budget of time is over before the codebook has begun to learn."""
-    target = folder/'image_tokenizer'
-    perceptual = perceptual_network(target, settings, images_at)
+    target, own_images = folder/'image_tokenizer', partial(images_at, group=group)
+    perceptual = perceptual_network(target, settings, own_images, group)
     model = new_tokenizer_training(settings)
     for network in (model, perceptual):  # convolutions are faster with the channels of a pixel side by side
         if network is not None: network.to(memory_format=torch.channels_last)
     loss = TokenizerLoss(model, perceptual, settings.perceptual_weight, settings.adversarial_weight)
 
     def batch_at(step):
-        x = images_at(step)
+        x = own_images(step)
         return x, x  # the input is the target as well
 
     fit_settings = tokenizer_fit_settings(settings, n_train, n_parts)
     log = fit(model, batch_at, loss, target/'training', fit_settings,
               validate=partial(watched_psnr, watched),
-              callbacks=tokenizer_callbacks(folder, settings, images_at, watched))
+              callbacks=tokenizer_callbacks(folder, settings, images_at, watched), process_group=group)
     steps = int(log.step.iloc[-1])
     if not model.quantized:
         raise UserError(f'{settings.tokenizer_minutes:g} minutes were over after {steps} steps, before the '
                         'codebook began to learn: start another run with more minutes')
-    write_json(folder/'logs'/'image_tokenizer.json', dict(steps=steps))
+    if not group.rank: write_json(folder/'logs'/'image_tokenizer.json', dict(steps=steps))
     return model.tokenizer.to(memory_format=torch.contiguous_format).eval()
 
 # %% ../nbs/03_tokenizer.ipynb #8af3395f
@@ -495,6 +529,7 @@ def train_image_tokenizer(
     settings: Settings,
     manifest: pd.DataFrame,  # trains on the split `train`; logs PSNR of `valid`, or else of `train`
     n_parts: int = 1,        # that a step is computed in; 0 = as few as the memory allows
+    group: ProcessGroup | None = None,  # processes that share each step; None = alone
 ) -> VQModel:
     """Train the image tokenizer into `image_tokenizer/`, or load the finished one.
 
@@ -508,11 +543,45 @@ def train_image_tokenizer(
         return VQModel.from_pretrained(target).to(default_device())
     train, valid = (manifest.path[manifest.split == split].to_numpy() for split in ('train', 'valid'))
     check_not_empty(train, 'train', folder)
+    group = group or ProcessGroup(0, 1, default_device())
+    check_batch_size(settings.tokenizer_batch, group.world_size)
     images_at = training_images(train, settings)
     watched = training_images(valid if len(valid) else train, settings)(0)
-    tokenizer = fit_image_tokenizer(folder, settings, images_at, watched, len(train), n_parts)
-    tokenizer.save_pretrained(target)
+    tokenizer = fit_image_tokenizer(folder, settings, images_at, watched, len(train), n_parts, group)
+    if not group.rank: tokenizer.save_pretrained(target)
+    group.wait()
     return tokenizer
+
+# %% ../nbs/03_tokenizer.ipynb #d8ea66f9
+def main(
+    words: list[str] | None = None,  # of the command line
+) -> int:  # exit code: 2 where the user can mend something
+    "Train the image tokenizer of a run as one of the processes that a launcher started."
+    parser = argparse.ArgumentParser(
+        prog='chexmix.tokenizer', description='The image tokenizer of a run that has its manifest.')
+    parser.add_argument('run', help='a name under runs/, or a path')
+    parser.add_argument('--parts', type=int, default=1, help='pieces that each step is computed in')
+    args = parser.parse_args(words)
+
+    def work():
+        group = init_distributed()
+        folder, settings = open_run(args.run)
+        train_image_tokenizer(folder, settings, read_table(folder/'manifest.csv'), args.parts, group)
+
+    return run_as_process(work)
+
+# %% ../nbs/03_tokenizer.ipynb #a4ec53f4
+def launch_tokenizer(
+    folder: Path,    # of a run that has its manifest
+    processes: int,  # on this machine
+    n_parts: int = 1,  # that a process computes its share of a step in
+):
+    """Train the image tokenizer of a run by several processes on this machine.
+
+    Raises `UserError` where they fail; the same call then goes on."""
+    if (folder/'image_tokenizer'/'model.safetensors').exists(): return
+    words = [str(folder), '--parts', str(n_parts)]
+    run_processes(process_command('chexmix.tokenizer', processes) + words)
 
 # %% ../nbs/03_tokenizer.ipynb #5ba0a3a4
 def training_texts(manifest: pd.DataFrame) -> list[str]:
@@ -559,9 +628,11 @@ def train_processor(
     settings: Settings,
     manifest: pd.DataFrame,
     n_parts: int = 1,  # that a step of the image tokenizer is computed in; 0 = as few as the memory allows
+    processes: int = 1,  # that train the image tokenizer, on this machine
 ) -> Processor:
     "Train both tokenizers and save them as `processor/`, or load the finished ones."
     if not (folder/'processor').exists():
+        if processes > 1: launch_tokenizer(folder, processes, n_parts)
         image_tokenizer = train_image_tokenizer(folder, settings, manifest, n_parts)
         text_tokenizer = train_text_tokenizer(training_texts(manifest), settings.n_text)
         layout = processor_layout(settings, text_tokenizer)
@@ -686,12 +757,13 @@ def prepare_run(
     settings: Settings,
     workers: int = 1, # processes that encode studies
     n_parts: int = 1, # that a step of the image tokenizer is computed in; 0 = as few as the memory allows
+    processes: int = 1,  # that train the image tokenizer, on this machine
 ) -> Path:
     "All of this notebook: studies, tokenizers, token store, records. Returns the run's folder."
     with only_writer(run_path(run)):
         folder = start_run(run, settings)
         manifest = prepare_data(folder, settings)
-        processor = train_processor(folder, settings, manifest, n_parts)
+        processor = train_processor(folder, settings, manifest, n_parts, processes)
         write_token_store(folder/'store', processor, manifest, settings, workers)
         if not (folder/'results'/'tokenizer.json').exists(): evaluate_tokenizer(folder, settings.seed)
     return folder
@@ -703,12 +775,13 @@ def prepare_share(
     part: str,        # of how many machines, for example 2/8
     workers: int = 1, # processes that encode studies
     n_parts: int = 1, # that a step of the image tokenizer is computed in; 0 = as few as the memory allows
+    processes: int = 1,  # that train the image tokenizer, on this machine
 ) -> Path:
     "Studies, tokenizers, and this machine's part of the token store. Returns the run's folder."
     share, folder = parse_share(part), start_run(run, settings)
     if not (folder/'processor').exists():
         with only_writer(folder):
-            train_processor(folder, settings, prepare_data(folder, settings), n_parts)
+            train_processor(folder, settings, prepare_data(folder, settings), n_parts, processes)
     processor = Processor.from_pretrained(folder/'processor')
     manifest = prepare_data(folder, settings)
     write_share(plan_store(folder/'store', processor, manifest, settings), processor, share, workers)
@@ -771,3 +844,8 @@ def share_tokens(
     if (source/'phantoms').is_dir() and not images.exists():
         images.symlink_to(os.path.relpath(source/'phantoms', folder))
     return folder
+
+# %% ../nbs/03_tokenizer.ipynb #005140e9
+# as a program; a notebook's cells have no __spec__
+if __name__ == '__main__' and globals().get('__spec__'):
+    sys.exit(main())

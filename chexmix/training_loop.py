@@ -4,28 +4,32 @@
 
 # %% auto #0
 __all__ = ['PEAK_FLOPS', 'pass_order', 'batch_indices', 'sort_window', 'BucketedIndices', 'StepLoader', 'ProcessGroup',
-           'init_distributed', 'LearningRate', 'StepState', 'TimeBudget', 'StopNonFinite', 'training_state',
-           'checkpoints', 'remove_checkpoint', 'checksum', 'checkpoint_errors', 'write_checkpoint', 'without_weights',
-           'seal_parts', 'write_parts', 'is_intact', 'load_numbers', 'read_checkpoint', 'host_copy', 'CheckpointWriter',
-           'save_state', 'Checkpoint', 'KeepState', 'add_value', 'validation_row', 'TensorBoardLog', 'LogWriter', 'Log',
-           'peak_flops', 'used_memory', 'Throughput', 'Profile', 'bfloat16_speedup', 'has_bfloat16',
-           'attention_in_float32', 'deterministic_algorithms', 'mix_precision', 'part_of', 'StepLearner',
-           'set_gradient_sync', 'Distribute', 'parameter_groups', 'orthogonalize', 'StackedMuon', 'MuonAdamW',
-           'NumericOptimizer', 'LossRecorder', 'check_identity', 'read_parts', 'load_state', 'load_fork', 'resume',
-           'FitSettings', 'training_callbacks', 'searching', 'set_parts', 'last_step', 'new_learner', 'fit']
+           'init_distributed', 'process_command', 'run_processes', 'run_as_process', 'check_batch_size',
+           'process_weight', 'average_gradients', 'LearningRate', 'StepState', 'TimeBudget', 'StopNonFinite',
+           'training_state', 'checkpoints', 'remove_checkpoint', 'checksum', 'checkpoint_errors', 'write_checkpoint',
+           'without_weights', 'seal_parts', 'map_tensors', 'host_copy', 'write_parts', 'is_intact', 'load_numbers',
+           'read_checkpoint', 'CheckpointWriter', 'save_state', 'Checkpoint', 'KeepState', 'add_value',
+           'validation_row', 'TensorBoardLog', 'LogWriter', 'Log', 'peak_flops', 'used_memory', 'Throughput', 'Profile',
+           'bfloat16_speedup', 'has_bfloat16', 'attention_in_float32', 'deterministic_algorithms', 'mix_precision',
+           'part_of', 'StepLearner', 'set_gradient_sync', 'Distribute', 'parameter_groups', 'orthogonalize',
+           'StackedMuon', 'MuonAdamW', 'NumericOptimizer', 'LossRecorder', 'check_identity', 'read_parts',
+           'match_layouts', 'load_state', 'load_fork', 'resume', 'FitSettings', 'training_callbacks', 'searching',
+           'set_parts', 'last_step', 'new_learner', 'fit']
 
 # %% ../nbs/foundations/training_loop.ipynb #85c6d072
 import warnings
 # fastai's own decorator warns at import.
 warnings.filterwarnings('ignore', '.*torch.jit.script. is deprecated', FutureWarning)
+# Newer releases of torch have another name for it, which older ones do not know.
+warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
 # Its recorder has a log of its own beside ours.
 warnings.filterwarnings('ignore', r'You are shadowing an attribute \(log\)')
 
 # %% ../nbs/foundations/training_loop.ipynb #afb30faa
-import json, math, os, pickle, re, shutil, time, zlib
+import json, math, os, pickle, re, shutil, subprocess, sys, time, zlib
 from collections import ChainMap
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -161,6 +165,10 @@ class ProcessGroup:
         dist.broadcast_object_list(values, device=self.device)
         return values[0]
 
+    def wait(self):
+        "Go on when all processes have come to this point."
+        if self.world_size > 1: dist.barrier()
+
 # %% ../nbs/foundations/training_loop.ipynb #1b680362
 def init_distributed() -> ProcessGroup:
     "The process group that the launcher's environment names; a group of one without a launcher."
@@ -173,6 +181,71 @@ def init_distributed() -> ProcessGroup:
     if not dist.is_initialized(): dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
     sharded = env.get('ACCELERATE_USE_FSDP', '').lower() == 'true'
     return ProcessGroup(dist.get_rank(), dist.get_world_size(), device, sharded)
+
+# %% ../nbs/foundations/training_loop.ipynb #09418f08
+def process_command(
+    module: str,     # a program that each process runs, such as chexmix.pretrain
+    processes: int,  # on this machine
+) -> list[str]:      # to be followed by the words for the program
+    "The beginning of a command that runs a program in several processes on this machine."
+    return [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}',
+            '--rdzv_backend=c10d', '--rdzv_endpoint=127.0.0.1:0', '-m', module]
+
+# %% ../nbs/foundations/training_loop.ipynb #43e20c0c
+def run_processes(command: list[str]):
+    "Run a command of `process_command`, and show its output. Raises `UserError` with what the user can mend."
+    mistake, pipe = '', subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True) as launcher:
+        for line in launcher.stdout:
+            if line.startswith('chexmix: '): mistake = line.removeprefix('chexmix: ').strip()
+            if not mistake: print(line, end='')  # what follows is the launcher's own report
+    if mistake: raise UserError(mistake)
+    if launcher.returncode: raise UserError('one of several processes failed: see above')
+
+# %% ../nbs/foundations/training_loop.ipynb #880f34b9
+def run_as_process(work) -> int:  # exit code: 2 where the user can mend something
+    "Call `work` in one of the processes that a launcher started; the first of them speaks for all."
+    rank = int(os.environ.get('RANK', 0))
+    try:
+        with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere) if rank else nullcontext(): work()
+    except UserError as e:
+        if not rank: print(f'chexmix: {e}', file=sys.stderr, flush=True)
+        return 2
+    finally:
+        if dist.is_initialized(): dist.destroy_process_group()
+    return 0
+
+# %% ../nbs/foundations/training_loop.ipynb #f9fd90ed
+def check_batch_size(
+    batch: int,       # rows
+    world_size: int,  # processes
+):
+    "Raise `UserError` where a batch is too small to be shared by all processes."
+    if batch >= world_size: return
+    raise UserError(f'{world_size} processes share a batch of {batch} studies: '
+                    'start fewer processes, or choose a larger batch')
+
+# %% ../nbs/foundations/training_loop.ipynb #30ccc634
+def process_weight(
+    n: int,  # rows of this process
+    group: ProcessGroup,
+) -> float:
+    "How much a mean over this process's rows counts in a mean over processes."
+    return n / float(group.mean(torch.tensor(float(n))))
+
+# %% ../nbs/foundations/training_loop.ipynb #adac2063
+@torch.no_grad()
+def average_gradients(
+    parameters,  # of the model; they have a gradient in all processes, or in none
+    group: ProcessGroup,
+):
+    "Replace gradients by their mean over all processes."
+    if group.world_size == 1: return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    means = flat.div_(group.world_size).split([gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, means): gradient.copy_(mean.view_as(gradient))
 
 # %% ../nbs/foundations/training_loop.ipynb #b8d64354
 @dataclass(frozen=True)
@@ -348,6 +421,21 @@ def seal_parts(
     mark = checksum(part/'checksums.json')
     return part.rename(part.with_name(f'step-{rest["done"]:08d}-{mark:08x}'))
 
+# %% ../nbs/foundations/training_loop.ipynb #6b2310ac
+def map_tensors(
+    function,  # tensor → tensor
+    state,     # tensors, in dictionaries, lists and tuples
+):
+    "The same with other tensors; everything else stays."
+    if torch.is_tensor(state): return function(state)
+    if isinstance(state, dict): return {name: map_tensors(function, value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)): return type(state)(map_tensors(function, part) for part in state)
+    return state
+
+def host_copy(state):
+    "Tensors on any device, copied to the host's memory, where training does not change them any more."
+    return map_tensors(lambda tensor: tensor.detach().to('cpu', copy=True), state)
+
 # %% ../nbs/foundations/training_loop.ipynb #68c6af21
 def write_parts(
     folder: Path,
@@ -363,6 +451,7 @@ def write_parts(
     """
     part = folder/f'.checkpoint.{owner}.part'
     tensors = dict(model=state['model'], opt=state['opt']['state'])
+    tensors = map_tensors(torch.Tensor.contiguous, tensors)  # or safetensors refuses them
     try:
         with checkpoint_errors(folder):
             storage = dcp.HuggingFaceStorageWriter(str(part), save_distributed=True)  # safetensors
@@ -419,16 +508,6 @@ def read_checkpoint(
         if group.world_size > 1: shared = group.from_first(state and without_weights(state))
         if shared: return state or shared
         if not group.rank: print(f'{path} is damaged: going on from the checkpoint before it')
-
-# %% ../nbs/foundations/training_loop.ipynb #6b2310ac
-def host_copy(
-    state,  # tensors on any device, in dictionaries, lists and tuples
-):
-    "The same in the host's memory, where training does not change it any more."
-    if torch.is_tensor(state): return state.detach().to('cpu', copy=True)
-    if isinstance(state, dict): return {name: host_copy(value) for name, value in state.items()}
-    if isinstance(state, (list, tuple)): return type(state)(map(host_copy, state))
-    return state
 
 # %% ../nbs/foundations/training_loop.ipynb #015fa830
 class CheckpointWriter:
@@ -821,6 +900,7 @@ def part_of(
 class StepLearner(Learner):
     "A Learner whose batch is one optimizer step, computed in `n_parts`."
     n_parts, precision, searching = 1, nullcontext(), False
+    wrapped = True       # in several processes torch exchanges the gradients (DDP); False: the learner does
     finds_parts = False  # True: a step that does not fit into the memory is computed in more parts
     most_tried = 0       # numbers in the largest part that has fitted, of several processes
 
@@ -947,7 +1027,7 @@ class Distribute(Callback):
         self.learn.process_group = group
         self.learn.model = model = self.model.to(group.device)
         if group.sharded: self.shard(model)
-        elif group.world_size > 1:
+        elif group.world_size > 1 and self.learn.wrapped:
             devices = [group.device] if group.device.type == 'cuda' else None
             # Buffers are constants; to exchange them would make a part wait for all processes.
             self.learn.model = DistributedDataParallel(model, devices, broadcast_buffers=False)
@@ -1106,6 +1186,14 @@ def read_parts(
         dcp.load(tensors, storage_reader=reader, process_group=learn.writer.channel)
     return state | dict(model=tensors['model'], opt=dict(state=tensors['opt'], param_groups=state['groups']))
 
+# %% ../nbs/foundations/training_loop.ipynb #12011715
+def match_layouts(optimizer: torch.optim.Optimizer):
+    "Give an optimizer's state the memory layout of its weights: fused steps read both as they lie there."
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight, requires_grad=False).copy_(value)
+
 # %% ../nbs/foundations/training_loop.ipynb #66b60223
 def load_state(
     learn: Learner,
@@ -1120,10 +1208,12 @@ def load_state(
                         'choose another name, or delete the folder')
     in_parts, several = 'parts' in state, learn.process_group.world_size > 1
     if in_parts: state = read_parts(learn, state)
+    elif several: state = map_tensors(torch.Tensor.contiguous, state)  # they are sent as they lie in memory
     # Not strict: a weight that had no gradient yet has no state in the optimizer.
     options = StateDictOptions(
         full_state_dict=several and not in_parts, broadcast_from_rank0=several and not in_parts, strict=False)
     set_optimizer_state_dict(learn.model, learn.opt.opt, state.get('opt', {}), options=options)
+    match_layouts(learn.opt.opt)
     set_model_state_dict(learn.model, state.get('model', {}), options=options)
 
 # %% ../nbs/foundations/training_loop.ipynb #0b2009d1

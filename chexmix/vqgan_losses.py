@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .core import atomic, read_json, UserError, write_json
-from .training_loop import Callback, fit, FitSettings
+from .training_loop import (
+    average_gradients, Callback, fit, FitSettings, process_weight, ProcessGroup)
 from .vqgan import load_strictly, norm
 
 # %% ../nbs/tokenizer/vqgan_losses.ipynb #96fecd4d
@@ -103,6 +104,7 @@ def fit_features(
     steps: int,
     seed: int,
     seconds: float = 0.,  # budget of time, in place of the steps; 0 = none
+    group: ProcessGroup | None = None,  # each process has images of its own; None = alone
 ):
     "Train a feature network, and write `features.safetensors` and `features.json`."
     torch.manual_seed(seed)
@@ -115,7 +117,9 @@ def fit_features(
     log_every = max(1, steps // 5)
     settings = FitSettings(
         steps, lr=3e-3, seed=seed, log_every=log_every, seconds=seconds, title='feature network')
-    log = fit(FeatureTraining(net), batch_at, matching_loss, folder/'features_training', settings)
+    log = fit(FeatureTraining(net), batch_at, matching_loss, folder/'features_training', settings,
+              process_group=group)
+    if group and group.rank: return
     facts = dict(steps=int(log.step.iloc[-1]), seed=seed, found=log.found.iloc[-1], among=64)
     write_json(folder/'features.json', facts)
     state = {name: tensor.cpu() for name, tensor in net.state_dict().items()}
@@ -129,11 +133,13 @@ def train_features(
     steps: int,
     seed: int = 0,
     seconds: float = 0.,  # budget of time, in place of the steps; 0 = none
+    group: ProcessGroup | None = None,  # each process has images of its own; None = alone
 ) -> FeatureNet:  # frozen
     "Train the feature network on the run's own images, or load the finished one."
     folder = Path(folder)
     path = folder/'features.safetensors'
-    if not path.exists(): fit_features(folder, images_at, channels, steps, seed, seconds)
+    if not path.exists(): fit_features(folder, images_at, channels, steps, seed, seconds, group)
+    if group: group.wait()
     net = FeatureNet(channels)
     load_strictly(net, load_file(path), str(path))
     return net.eval().requires_grad_(False)
@@ -176,16 +182,16 @@ def perceptual_distance(
     steps: int,     # to train a network of our own
     seed: int = 0,
     seconds: float = 0.,  # budget of time, in place of the steps; 0 = none
+    group: ProcessGroup | None = None,  # each process has images of its own; None = alone
 ) -> nn.Module:
     "LPIPS where it is available, else a network trained on the run's own images. Prints which."
-    if lpips_available():
-        print('perceptual loss: LPIPS (VGG-16)')
-        return Lpips()
-    net = train_features(folder, images_at, channels, steps, seed, seconds)
-    found = read_json(folder/'features.json')['found']
-    print('perceptual loss: a feature network trained on these images '
-          f'({found:.0%} of squares found again among 64)')
-    return FeatureDistance(net)
+    if lpips_available(): network, words = Lpips(), 'LPIPS (VGG-16)'
+    else:
+        network = FeatureDistance(train_features(folder, images_at, channels, steps, seed, seconds, group))
+        found = read_json(folder/'features.json')['found']
+        words = f'a feature network trained on these images ({found:.0%} of squares found again among 64)'
+    if not (group and group.rank): print(f'perceptual loss: {words}')
+    return network
 
 # %% ../nbs/tokenizer/vqgan_losses.ipynb #95329a14
 class PatchDiscriminator(nn.Module):
@@ -258,14 +264,16 @@ def step(
     reconstruction: torch.Tensor,  # same
 ):
     "One step of the discriminator. Raises `UserError` where its loss is not finite, and keeps the batch."
-    discriminator = self.model.discriminator.requires_grad_(True)
+    discriminator, group = self.model.discriminator.requires_grad_(True), self.learn.process_group
     loss = hinge_loss(*discriminator(torch.cat([x, reconstruction])).chunk(2))
+    loss = process_weight(len(x), group) * loss
     if not torch.isfinite(loss):
         batch = dict(step=self.learn.done, xb=(x, ), reconstruction=reconstruction)
         with atomic(self.folder/'bad_batch.pt') as path: torch.save(batch, path)
         raise UserError(f"the discriminator's loss is {loss.item()} at step {self.learn.done}: "
                         f'lower the learning rate; the batch is in {self.folder}/bad_batch.pt')
     loss.backward()
+    average_gradients(discriminator.parameters(), group)
     self.optimizer.step()
     self.optimizer.zero_grad()  # or the tokenizer's next step would be clipped by these gradients as well
     discriminator.requires_grad_(False)

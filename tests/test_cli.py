@@ -180,6 +180,7 @@ MISTAKES = {
     'a size that cannot be drawn': ('phantom --n 2 --size 9000 {tmp}/p', '9000'),
     'phantoms among other files': ('phantom --n 2 --size 32 {images}', 'which is no phantom'),
     'no processes': ('pretrain --processes 0 --run {run}', '--processes'),
+    'no processes for images': ('tokenizer --processes 0 --run {run}', '--processes'),
     'unknown stage': ('pretrain --stage 3 --run {run}', '3'),
     'ratio above one': ('inpaint --ratio 1.5 --run {run} {images}/a.png', '1.5'),
     'no such run': ('report {images}/a.png --run {tmp}/none', 'none'),

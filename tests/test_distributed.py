@@ -1,18 +1,20 @@
 "Several processes do the work of one: copies (DDP) and shards (FSDP), over gloo on the CPU."
-import multiprocessing, os, shutil, signal, socket
+import multiprocessing, os, re, shutil, signal, socket
+from dataclasses import replace
 
-import pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from safetensors.torch import load_file
 
-import chexmix.pretrain as pretraining, chexmix.training_loop as training
-from chexmix.core import open_run, read_json, UserError
+import chexmix.pretrain as pretraining, chexmix.tokenizer as tokenizers, chexmix.training_loop as training
+from chexmix.core import open_run, read_json, start_run, UserError
+from chexmix.data import read_table
 
 processes = multiprocessing.get_context('forkserver')
 processes.set_forkserver_preload(['chexmix.pretrain'])
 
 
-def train(rank, port, sharded, folder, name, changes, log):
-    "One of two processes, as a launcher would start it."
+def join_group(rank, port, log, sharded=False):
+    "Become one of two processes, as a launcher would start it."
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
         MASTER_PORT=str(port), ACCELERATE_USE_FSDP=str(sharded).lower())
@@ -20,9 +22,14 @@ def train(rank, port, sharded, folder, name, changes, log):
         file = os.open(log.with_suffix(f'.{rank}'), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(file, stream)
     torch.set_num_threads(1)
+
+
+def train(rank, port, sharded, folder, name, changes, log):
+    "Train stage 2 as one of two processes."
+    join_group(rank, port, log, sharded)
     try: pretraining.pretrain(folder, open_run(folder)[1], 2, name, **changes)
     except KeyboardInterrupt: os._exit(3)
-    finally: pretraining.dist.destroy_process_group()
+    finally: training.dist.destroy_process_group()
 
 
 def free_port() -> int:
@@ -54,15 +61,18 @@ def train_until_rank_1_is_killed(rank, *args):
     train(rank, *args)
 
 
-def exit_codes(folder, name, changes, log, sharded=False, function=train) -> list:
-    "Train stage 2 in two processes."
+def run_two(function, *args) -> list:
+    "Call a function in two processes, with rank and port before its arguments: their exit codes."
     port = free_port()
-    group = [
-        processes.Process(target=function, args=(rank, port, sharded, folder, name, changes, log))
-        for rank in (0, 1)]
+    group = [processes.Process(target=function, args=(rank, port, *args)) for rank in (0, 1)]
     for p in group: p.start()
     for p in group: p.join()
     return [p.exitcode for p in group]
+
+
+def exit_codes(folder, name, changes, log, sharded=False, function=train) -> list:
+    "Train stage 2 in two processes."
+    return run_two(function, sharded, folder, name, changes, log)
 
 
 def train_in_two(folder, name, changes, log, sharded=False, function=train):
@@ -201,3 +211,110 @@ def test_the_launcher_starts_processes(alone):
     assert (target/'model.safetensors').exists()
     with pytest.raises(UserError, match='^2 processes share a batch of 1 studies'):
         pretraining.launch(folder, 2, 2, 'too small', steps=3, batch=1)
+
+
+def train_tokenizer(rank, port, folder, settings, log, last_step=None):
+    "Train the image tokenizer as one of two processes, in float32; the second ends before `last_step`."
+    join_group(rank, port, log)
+    training.has_bfloat16 = lambda device: False
+    training.Checkpoint.due = lambda self: True
+    if rank and last_step:
+        def ending(self):
+            if self.learn.done == last_step: os._exit(3)
+        tokenizers.CodebookUpdates.before_backward = ending
+    manifest, group = read_table(folder/'manifest.csv'), training.init_distributed()
+    try: tokenizers.train_image_tokenizer(folder, settings, manifest, group=group)
+    except UserError as e: raise SystemExit(str(e))
+    finally: training.dist.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def images(tiny_run, tmp_path_factory):
+    "A table of images, and settings in which all losses, the codebook and the discriminator are at work."
+    table = read_table(tiny_run/'manifest.csv')
+    _, settings = open_run(tiny_run)
+    return table, replace(
+        settings, tokenizer_steps=10, tokenizer_batch=7, discriminator_start=0., adversarial_start=.5)
+
+
+def train_tokenizer_in_two(folder, settings):
+    "Train the image tokenizer in two processes, which must both succeed."
+    codes = run_two(train_tokenizer, folder, settings, folder/'log')
+    assert codes == [0, 0], (folder/'log.0').read_text()
+
+
+def tokenizer_log(folder): return pd.read_csv(folder/'logs'/'image_tokenizer.csv')
+
+
+def new_folder(folder, table):
+    "A folder with a manifest."
+    folder.mkdir()
+    table.to_csv(folder/'manifest.csv', index=False)
+    return folder
+
+
+def test_two_processes_train_the_image_tokenizer_as_one_does(images, tmp_path, monkeypatch):
+    "Shares of four and three images: the same log until k-means, which rounding may tip."
+    table, settings = images
+    settings = replace(settings, perceptual_weight=0.)  # its network would be another one
+    one, two = (new_folder(tmp_path/name, table) for name in ('one', 'two'))
+    monkeypatch.setattr(training, 'has_bfloat16', lambda device: False)
+    tokenizers.train_image_tokenizer(one, settings, table)
+    train_tokenizer_in_two(two, settings)
+    logs = [tokenizer_log(folder) for folder in (one, two)]
+    for column in ('loss', 'l1', 'l2', 'codebook', 'discriminator', 'valid_psnr'):
+        alone, together = (log[column].to_numpy() for log in logs)
+        assert np.allclose(alone[:2], together[:2], rtol=1e-3, atol=1e-5), column
+        assert np.allclose(alone, together, rtol=.2, atol=.02), column
+    with pytest.raises(UserError, match='^2 processes share a batch of 1 studies'):
+        alone = training.ProcessGroup(0, 2, torch.device('cpu'))
+        tokenizers.train_image_tokenizer(tmp_path, replace(settings, tokenizer_batch=1), table, group=alone)
+
+
+def test_two_processes_go_on_with_the_image_tokenizer(images, tmp_path, monkeypatch):
+    "One of two ends after six steps: two go on to the bits of an undisturbed training, and so can one."
+    table, settings = images
+    killed, whole = (new_folder(tmp_path/name, table) for name in ('killed', 'whole'))
+    codes = run_two(train_tokenizer, killed, settings, tmp_path/'killed.log', 6)
+    assert codes[1] == 3 and codes[0]
+    kept = killed/'image_tokenizer'/'training'
+    assert training.checkpoints(kept)  # of step 5 or 6: they are written in the background
+    one = shutil.copytree(killed, tmp_path/'one')
+    for folder in (killed, whole): train_tokenizer_in_two(folder, settings)
+    assert ['perceptual loss' in (whole/f'log.{rank}').read_text() for rank in (0, 1)] == [True, False]
+    a, b = (load_file(folder/'image_tokenizer'/'model.safetensors') for folder in (killed, whole))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    monkeypatch.setattr(training, 'has_bfloat16', lambda device: False)
+    tokenizers.train_image_tokenizer(one, settings, table)
+    assert np.allclose(tokenizer_log(one).l1, tokenizer_log(whole).l1, rtol=.05)
+
+
+def test_two_processes_take_an_image_tokenizer_over(images, tmp_path, monkeypatch):
+    """Process 0 reads what one process has written.
+
+    The optimizer's state then lies in memory as the weights do, or its steps would mix up their numbers."""
+    table, settings = images
+    folder, whole = (new_folder(tmp_path/name, table) for name in ('taken', 'whole'))
+    monkeypatch.setattr(training, 'has_bfloat16', lambda device: False)
+    tokenizers.train_image_tokenizer(whole, settings, table)
+    with monkeypatch.context() as m:
+        def end(self):
+            if self.learn.done == 6: raise KeyboardInterrupt
+        m.setattr(training.Checkpoint, 'due', lambda self: True)
+        m.setattr(tokenizers.CodebookUpdates, 'before_backward', end, raising=False)
+        with pytest.raises(KeyboardInterrupt): tokenizers.train_image_tokenizer(folder, settings, table)
+    train_tokenizer_in_two(folder, settings)
+    assert np.allclose(tokenizer_log(folder).l1, tokenizer_log(whole).l1, rtol=.02)
+
+
+def test_the_launcher_starts_processes_of_the_image_tokenizer(images, tmp_path, capsys):
+    "As `chexmix tokenizer --processes 2` does; they read the settings of the run."
+    table, settings = images
+    folder = start_run(tmp_path/'run', replace(settings, tokenizer_steps=5))
+    table.to_csv(folder/'manifest.csv', index=False)
+    tokenizers.launch_tokenizer(folder, 2)
+    assert (folder/'image_tokenizer'/'model.safetensors').exists()
+    (folder/'manifest.csv').unlink()
+    shutil.rmtree(folder/'image_tokenizer')
+    assert tokenizers.main([str(folder)]) == 2
+    assert re.fullmatch('chexmix: .*manifest.csv.*\n', capsys.readouterr().err)

@@ -24,9 +24,9 @@ def test_killed_training_ends_in_the_same_bits(tiny_run, tmp_path, monkeypatch):
 
     def images_until_step_9(paths, settings):
         images_at = training_images(paths, settings)
-        def images_or_kill(step):
+        def images_or_kill(step, **share):
             if step == 9: raise KeyboardInterrupt
-            return images_at(step)
+            return images_at(step, **share)
         return images_or_kill
 
     weights = {name: tmp_path/name/'image_tokenizer'/'model.safetensors' for name in ('complete', 'killed')}
