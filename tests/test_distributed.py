@@ -1,13 +1,14 @@
 "Several processes do the work of one: copies (DDP) and shards (FSDP), over gloo on the CPU."
-import multiprocessing, os, re, shutil, signal, socket
+import multiprocessing, os, re, shutil, signal, socket, time
 from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest, torch
 from safetensors.torch import load_file
 
 import chexmix.pretrain as pretraining, chexmix.tokenizer as tokenizers, chexmix.training_loop as training
-from chexmix.core import open_run, read_json, start_run, UserError
+from chexmix.core import open_run, read_json, start_run, UserError, write_json
 from chexmix.data import read_table
+from test_training_loop import Net, slow_batch_at, TimeOf
 
 processes = multiprocessing.get_context('forkserver')
 processes.set_forkserver_preload(['chexmix.pretrain'])
@@ -318,3 +319,33 @@ def test_the_launcher_starts_processes_of_the_image_tokenizer(images, tmp_path, 
     shutil.rmtree(folder/'image_tokenizer')
     assert tokenizers.main([str(folder)]) == 2
     assert re.fullmatch('chexmix: .*manifest.csv.*\n', capsys.readouterr().err)
+
+
+def train_on_a_slow_disk(rank, port, folder, log):
+    "Half a second a checkpoint, one due every .2 s, while each step takes .02 s: what training waits, as JSON."
+    join_group(rank, port, log)
+    save = training.dcp.save
+
+    def slow_save(*args, **options):
+        time.sleep(.5)
+        save(*args, **options)
+
+    training.dcp.save = slow_save
+    settings = training.FitSettings(200, lr=.01, checkpoint_seconds=.2, bf16=False)
+    learn = training.new_learner(
+        Net(), slow_batch_at, lambda output, _: output, folder, settings,
+        process_group=training.init_distributed())
+    waiting, began = TimeOf(learn.checkpoint), time.monotonic()
+    learn.fit()
+    spent = dict(saved=waiting.saved, waiting=waiting.seconds, all=time.monotonic() - began - .5)
+    write_json(folder/f'spent.{rank}.json', spent)
+    training.dist.destroy_process_group()
+
+
+def test_a_slow_disk_costs_two_processes_a_twentieth_of_the_time_at_most(tmp_path):
+    "They agree when to save, and write beside the steps."
+    assert run_two(train_on_a_slow_disk, tmp_path, tmp_path/'log') == [0, 0], (tmp_path/'log.0').read_text()
+    spent = [read_json(tmp_path/f'spent.{rank}.json') for rank in (0, 1)]
+    assert spent[0]['saved'] == spent[1]['saved'] >= 3
+    assert all(own['waiting'] < .05 * own['all'] for own in spent), spent
+    assert training.checkpoints(tmp_path)[0].name.startswith('step-00000200')
