@@ -159,8 +159,8 @@ def run_settings(args):
 def check_shares(args):
     "Raise `UserError` where the options of a token store that several machines write contradict each other."
     if args.workers < 1: raise UserError(f'--workers must be at least 1, not {args.workers}')
-    if args.part and args.merge:
-        raise UserError('--part encodes a part, --merge joins all parts afterwards: leave one out')
+    if args.share and args.merge:
+        raise UserError('--share encodes a part, --merge joins all parts afterwards: leave one out')
     if args.others and not args.merge: raise UserError('--other names a run for --merge: add --merge')
 
 # %% ../nbs/14_cli.ipynb #0c33d6aa
@@ -180,9 +180,9 @@ def train_tokenizers(args) -> int:
     check_processes(args)
     settings = run_settings(args)
     how = dict(workers=args.workers, n_parts=args.parts, processes=args.processes)
-    if args.part:
-        folder = prepare_share(args.run, settings, args.part, **how)
-        print(f'part {args.part} of the token store is complete: {folder}/store')
+    if args.share:
+        folder = prepare_share(args.run, settings, args.share, **how)
+        print(f'part {args.share} of the token store is complete: {folder}/store')
         return 0
     if args.merge: folder = merge_shares(args.run, settings, args.others)
     else: folder = prepare_run(args.run, settings, **how)
@@ -887,7 +887,7 @@ def add_share_options(p: Parser):
                         '0: as few as fit (default: 1)')
     p.add_argument('--processes', type=int, default=1,
                    help='on this machine, which share each step of the training (default: 1)')
-    p.add_argument('--part', default='', metavar='K/N',
+    p.add_argument('--share', default='', metavar='K/N',
                    help='encode the part of machine K of N alone, for example 2/8 (default: all studies)')
     p.add_argument('--merge', action='store_true', help='join the parts that several machines have encoded')
     p.add_argument('--other', action='append', default=[], dest='others', metavar='RUN',

@@ -473,11 +473,11 @@ def finished_shares(
     numbers = {n for _, n in shares}
     if len(numbers) != 1:
         raise UserError(f'{len(numbers)} ways to divide the parts in {", ".join(map(str, folders))}: '
-                        'finish one of them on all machines (`--part K/N` with the same N)')
+                        'finish one of them on all machines (`--share K/N` with the same N)')
     (n,) = numbers
     missing = [f'{k}/{n}' for k in range(1, n + 1) if (k, n) not in shares]
     if missing:
-        raise UserError(f'part {", ".join(missing)} is not finished: call `chexmix tokenizer --part '
+        raise UserError(f'part {", ".join(missing)} is not finished: call `chexmix tokenizer --share '
                         f'{missing[0]}` there again, and name its run')
     return shares
 

@@ -638,13 +638,13 @@ def test_machines_encode_their_parts_and_one_joins_them(tiny_run, tmp_path, monk
     run = tmp_path/'shared'
     shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns('store', 'results', 'stage*', 'notebooks'))
     words = ['tokenizer', '--run', 'shared']
-    assert main([*words, '--part', '1/2']) == 0
+    assert main([*words, '--share', '1/2']) == 0
     assert main([*words, '--merge']) == 2
     assert 'part 2/2 is not finished' in capsys.readouterr().err
-    assert main([*words, '--part', '3/2']) == 2
-    assert main([*words, '--part', '2/2', '--merge']) == 2
+    assert main([*words, '--share', '3/2']) == 2
+    assert main([*words, '--share', '2/2', '--merge']) == 2
     assert capsys.readouterr().err.count('\n') == 2
-    assert main([*words, '--part', '2/2']) == 0
+    assert main([*words, '--share', '2/2']) == 0
     assert main([*words, '--merge']) == 0
     for name in ('info.json', 'part-00000.arrow'):
         assert (run/'store'/name).read_bytes() == (tiny_run/'store'/name).read_bytes()
