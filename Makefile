@@ -54,15 +54,17 @@ gpu: .venv/.done
 	@chexmix demo --preset $(PRESET) --run $(PRESET) --minutes $(MINUTES) --piece $(PIECE)
 
 # One folder of runs for notebooks and tests: the first notebooks train the tiny run that the tests then look at,
-# one core for them and one for the other notebooks.
+# one core for them and one for the other notebooks and the tests of the command line.
 test: .venv/.done
 	@python tests/repository.py
 	@runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export CHEXMIX_RUNS="$$runs" OMP_NUM_THREADS=1; \
 	notebooks() { nbdev_test --n_workers 1 --do_print --timing "$$@" | sed "s|$(CURDIR)/||"; }; \
 	echo 'notebooks in order, preset tiny'; notebooks --file_re '^0[0-5]'; \
-	python -m pytest -q -rs --durations=10 tests >"$$runs/pytest.log" 2>&1 & tests=$$!; \
-	notebooks --skip_file_re '^0[0-5]' || { kill $$tests; exit 1; }; \
-	wait $$tests || failed=1; cat "$$runs/pytest.log"; exit $${failed:-0}
+	tests() { python -m pytest -q -rs --durations=10 "$$@"; }; \
+	tests --ignore tests/test_cli.py tests >"$$runs/tests.log" 2>&1 & others=$$!; \
+	notebooks --skip_file_re '^0[0-5]' || { kill $$others; exit 1; }; \
+	tests tests/test_cli.py || failed=1; \
+	wait $$others || failed=1; cat "$$runs/tests.log"; exit $${failed:-0}
 
 notebooks: .venv/.done
 	@echo 'Runs here are of preset tiny: what they give belongs into cells with #| hide or #| output: false.'

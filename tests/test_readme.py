@@ -1,5 +1,5 @@
 "What the README shows is run as it stands there, in a folder that has what its text names."
-import re, shlex, shutil, subprocess
+import os, re, shlex, shutil, subprocess
 from pathlib import Path
 
 import pandas as pd, pytest
@@ -74,3 +74,13 @@ def test_papermill_of_the_readme(place):
     done = subprocess.run(shlex.split(line), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (place/'runs'/'mine'/'stage2'/'model.safetensors').exists()
+
+
+def test_make_gpu_without_one(tmp_path):
+    "Checks and speeds say that they were not run; then the study begins as `chexmix demo` with these options."
+    if not (root/'.venv'/'.done').exists(): pytest.skip('make has not set up .venv here')
+    made = subprocess.run(
+        ['make', '-C', str(root), 'gpu', 'PRESET=tiny', 'MINUTES=2', 'PIECE=.01'], capture_output=True,
+        text=True, env=os.environ | dict(CHEXMIX_RUNS=str(tmp_path), CUDA_VISIBLE_DEVICES=''))
+    assert 'checks and speeds of a GPU: not run, torch finds none' in made.stdout
+    assert made.returncode and '--piece 0.01 is too short to get on' in made.stderr
