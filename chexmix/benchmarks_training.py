@@ -291,5 +291,5 @@ def stage_memory(
         'weights': 4 * n_weights, 'gradients': 4 * n_weights,
         'optimizer': 4 * in_layers + 8 * (n_weights - in_layers),
         'kept for the backward pass': kept_bytes(config, rows, length, recompute) + again,
-        'logits': 10 * n_logits}  # in bfloat16, in float32, and the gradient of the latter
+        'logits': 12 * n_logits}  # in bfloat16 and in float32, and the gradients of both
     return pd.Series(n_bytes) / 1e9

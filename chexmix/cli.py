@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['EVALUATIONS', 'DEMO', 'TRAINED', 'SHORTEST_PIECE', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_paths', 'Parser',
-           'command', 'terminal_width', 'fitted', 'print_table', 'sample', 'phantom', 'run_settings', 'check_shares',
-           'check_processes', 'train_tokenizers', 'tokenizer', 'start_settings', 'pretrain', 'show_records',
-           'model_name', 'opened', 'without_images', 'is_table', 'readable_rows', 'check_out', 'serve',
+__all__ = ['EVALUATIONS', 'DEMO', 'TRAINED', 'PROGRESS', 'SHORTEST_PIECE', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_paths',
+           'Parser', 'command', 'terminal_width', 'fitted', 'print_table', 'sample', 'phantom', 'run_settings',
+           'check_shares', 'check_processes', 'train_tokenizers', 'tokenizer', 'start_settings', 'pretrain',
+           'show_records', 'model_name', 'opened', 'without_images', 'is_table', 'readable_rows', 'check_out', 'serve',
            'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers', 'embed', 'explore', 'ranked',
            'retrieve_by_text', 'retrieve', 'parse_ratios', 'evaluation_options', 'evaluation', 'evaluated_stages',
-           'evaluate', 'export', 'pack', 'audit', 'budget_parameters', 'demo_steps', 'time_left', 'Lines', 'PieceOver',
-           'execute', 'side_by_side', 'executed_notebook', 'notebook_tasks', 'run_notebooks', 'check_budget',
-           'going_on', 'finished_notebooks', 'end_of_piece', 'demo', 'add_making_commands', 'add_share_options',
-           'add_using_commands', 'add_embed_options', 'add_retrieve_options', 'add_pretrain_options',
-           'add_making_options', 'add_model_options', 'add_use_options', 'add_evaluate_commands', 'build_parser',
-           'import_for_answers', 'run_command', 'main', 'console']
+           'evaluate', 'export', 'pack', 'audit', 'budget_parameters', 'demo_steps', 'time_left', 'ProgressLines',
+           'PieceOver', 'execute', 'side_by_side', 'executed_notebook', 'notebook_tasks', 'say_look', 'run_notebooks',
+           'check_budget', 'going_on', 'finished_notebooks', 'end_of_piece', 'demo', 'add_making_commands',
+           'add_share_options', 'add_using_commands', 'add_embed_options', 'add_retrieve_options',
+           'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
+           'add_evaluate_commands', 'build_parser', 'import_for_answers', 'run_command', 'main', 'console']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
 import argparse, atexit, gc, importlib, logging, math, multiprocessing, os, re, shlex, shutil
@@ -27,7 +27,7 @@ from pathlib import Path
 
 from .core import (
     add_compute_options, atomic, changed, compute_changes, cut_file, get_settings, open_run,
-    parse_changes, PRESETS, read_settings, run_path, UserError)
+    parse_changes, PRESETS, read_json, read_settings, run_path, UserError)
 
 # %% ../nbs/14_cli.ipynb #5ced2886
 def read_all(
@@ -656,14 +656,17 @@ def time_left(
     return missing * (240 + spent) / (240 + taken)
 
 # %% ../nbs/14_cli.ipynb #e51bf22b
-class Lines:
-    "Standard output for a notebook's own: carriage returns become lines, empty lines are dropped."
+PROGRESS = re.compile(r'.+: \d+/\S+ ([\d:]+), \S+ left')  # as `progress` of `00_core` writes it
+
+class ProgressLines:
+    "Standard output for a notebook: of what it prints, the progress of what takes time."
     def __init__(self, label: str = ''):  # before each line
         self.label = label
 
     def write(self, text):
         for line in re.split(r'[\r\n]+', text):
-            if line.strip(): print('   ', self.label + line, flush=True)
+            progress = PROGRESS.match(line)
+            if progress and progress[1] != '00:00': print('   ', self.label + line, flush=True)
 
     def flush(self): sys.stdout.flush()
 
@@ -676,7 +679,7 @@ def execute(
     source: Path,      # a notebook
     target: Path,      # where the executed one goes
     parameters: dict,
-    label: str = '',   # before each line that it prints
+    label: str = '',   # before each line of its progress
     until: float = math.inf,  # on the clock of `time.monotonic`; then the notebook's process is ended
 ):
     """Run a notebook by papermill; `target` appears only when all cells have succeeded.
@@ -690,13 +693,14 @@ def execute(
     target.parent.mkdir(parents=True, exist_ok=True)
     # The kernel alone works in the notebook's folder: `cwd` of papermill would move this whole process.
     kernel_folder = {'metadata': {'path': str(source.parent)}}
-    quiet = ['--IPKernelApp.log_level=ERROR']  # the kernel warns of its local sockets at every start
+    quiet = ['--IPKernelApp.log_level=CRITICAL']  # the kernel tells of its sockets, and of its own end
     logging.getLogger('papermill').setLevel(logging.CRITICAL)  # what it reports is raised as well
     def time_of(cell): return None if until == math.inf else max(until - time.monotonic(), .1)
     try:
         papermill.execute_notebook(
             source.absolute(), failed.absolute(), parameters, kernel_name='python3', progress_bar=False,
-            stdout_file=Lines(label), resources=kernel_folder, extra_arguments=quiet, timeout_func=time_of)
+            stdout_file=ProgressLines(label), resources=kernel_folder, extra_arguments=quiet,
+            timeout_func=time_of)
     except CellTimeoutError: raise PieceOver from None
     except PapermillExecutionError as e:
         raise UserError(f'{source.name} stopped with {e.ename}: {e.evalue}; '
@@ -751,6 +755,12 @@ def notebook_tasks(
         tasks.append((source/f'{name}.ipynb', target, {'run': str(folder), **shared, **values}))
     return tasks
 
+# %% ../nbs/14_cli.ipynb #ded2428f
+def say_look(folder: Path):  # of the run
+    "Say what the packed weights have shown of new synthetic studies."
+    for sentence in read_json(folder/'results'/'look_packed.json')['verdict']: print('   ', sentence)
+    print(f'    their pictures, while a model trains: {folder}/index.html', flush=True)
+
 # %% ../nbs/14_cli.ipynb #b61f5add
 def run_notebooks(
     args,
@@ -773,6 +783,7 @@ def run_notebooks(
         tasks = [task for task in tasks if not task[1].exists()]
         if tasks: taken += seconds
         side_by_side(tasks, until)
+        if tasks and list(notebooks) == ['inference/first_look']: say_look(folder)
 
 # %% ../nbs/14_cli.ipynb #a364b59e
 SHORTEST_PIECE = 2.  # minutes; trainings save their state once a minute

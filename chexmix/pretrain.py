@@ -1253,7 +1253,7 @@ def launch(
     """Train one stage by several processes on this machine, and show what they print.
 
     Raises `UserError` where they fail; the same call then goes on."""
-    run_processes(launch_command(folder, stage, processes, name, **changes))
+    run_processes(launch_command(folder, stage, processes, name, **changes), processes)
     return folder/(name or f'stage{stage}')
 
 # %% ../nbs/05_pretrain.ipynb #fe67b2b1

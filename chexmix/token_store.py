@@ -6,20 +6,22 @@
 __all__ = ['STUDY_COLUMNS', 'MORE_COLUMNS', 'LEAST_TEXT', 'store_features', 'pair_views', 'print_pairs', 'text_room',
            'images_that_fit', 'move_images', 'encode_variants', 'encode_seconds', 'more_columns', 'encode_studies',
            'all_codes', 'study_codes', 'print_first_image', 'with_paths', 'map_paths', 'write_part', 'store_parts',
-           'encode_part', 'write_store_parts', 'open_store', 'frame_hash', 'store_identity', 'placed_in', 'store_rows',
-           'StorePlan', 'plan_store', 'finish_store', 'write_token_store', 'parse_share', 'share_file', 'write_share',
-           'processor_hash', 'finished_shares', 'take_parts', 'merge_stores', 'split_rows']
+           'encode_part', 'write_store_parts', 'RunPath', 'open_store', 'frame_hash', 'store_identity', 'placed_in',
+           'store_rows', 'StorePlan', 'plan_store', 'finish_store', 'write_token_store', 'parse_share', 'share_file',
+           'write_share', 'processor_hash', 'finished_shares', 'take_parts', 'merge_stores', 'split_rows']
 
 # %% ../nbs/tokenizer/token_store.ipynb #02bd069e
-import hashlib, math, os, shutil
+import hashlib, math, os, shutil, warnings
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd, pyarrow as pa, pyarrow.compute as pc, torch
 import torch.nn.functional as F
 from datasets import concatenate_datasets, Dataset, disable_progress_bars, Features, List, Value
+from datasets.features.features import register_feature
 
 from .core import (
     atomic, check_seal, ensure_settings, file_hash, Layout, only_writer, path_in, progress, read_json, rng,
@@ -289,6 +291,24 @@ def write_store_parts(
                         'call again, with fewer workers if memory was short')
     shutil.rmtree(folder/copy)
 
+# %% ../nbs/tokenizer/token_store.ipynb #f29dea2b
+@dataclass
+class RunPath:
+    "A column of paths in a run, for `datasets`: kept relative to the run, read as they can be opened."
+    run: str  # folder
+    dtype: ClassVar[str] = 'string'
+    pa_type: ClassVar[pa.DataType] = pa.string()
+    _type: str = field(default='RunPath', init=False, repr=False)
+
+    def __call__(self): return self.pa_type
+
+    def decode_example(self, path: str, token_per_repo_id=None) -> str:
+        return path and os.path.join(self.run, path)  # '' where there is no second image
+
+with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', "'register_feature' is experimental")
+    register_feature(RunPath, 'RunPath')
+
 # %% ../nbs/tokenizer/token_store.ipynb #fd5a30c9
 def open_store(
     folder: Path,  # of the store
@@ -299,8 +319,10 @@ def open_store(
         raise UserError(f'no token store at {folder}: run 03_tokenizer (`chexmix tokenizer`) first')
     check_seal(folder)
     studies = concatenate_datasets([Dataset.from_file(str(path)) for path in parts])
-    run = os.path.abspath(folder.parent)
-    return map_paths(studies, partial(os.path.join, run))
+    run_path = RunPath(os.path.abspath(folder.parent))
+    for name in ('path', 'second_path'):
+        if name in studies.column_names: studies = studies.cast_column(name, run_path)
+    return studies
 
 # %% ../nbs/tokenizer/token_store.ipynb #38b949f0
 def frame_hash(

@@ -8,13 +8,15 @@ __all__ = ['MANY_DISTANCES', 'FEATURES_SHARE', 'LM_FIELDS', 'TOKEN_FILES', 'writ
            'share_codebook', 'CodebookUpdates', 'plot_tokenizer_log', 'write_log', 'reconstruct', 'LogReconstructions',
            'training_images', 'watched_psnr', 'codebook_updates', 'tokenizer_callbacks', 'new_tokenizer_training',
            'perceptual_network', 'TokenizerLearner', 'tokenizer_fit_settings', 'check_not_empty', 'fit_image_tokenizer',
-           'train_image_tokenizer', 'main', 'launch_tokenizer', 'training_texts', 'byte_level_bpe',
+           'check_training', 'train_image_tokenizer', 'main', 'launch_tokenizer', 'training_texts', 'byte_level_bpe',
            'train_text_tokenizer', 'processor_layout', 'train_processor', 'open_studies', 'keep_cell_means',
            'reconstructions', 'mean_record', 'reconstruction_records', 'usage_records', 'evaluate_tokenizer',
            'prepare_run', 'prepare_share', 'merge_shares', 'check_shared', 'share_tokens']
 
 # %% ../nbs/03_tokenizer.ipynb #c6e7bc93
 import argparse, os, shutil, sys
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -523,6 +525,14 @@ def fit_image_tokenizer(
     if not group.rank: write_json(folder/'logs'/'image_tokenizer.json', dict(steps=steps))
     return model.tokenizer.to(memory_format=torch.contiguous_format).eval()
 
+# %% ../nbs/03_tokenizer.ipynb #23efad8e
+def check_training(settings: Settings, n_parts: int, processes: int):
+    "Raise `UserError` where the image tokenizer cannot be trained so."
+    if n_parts < 0: raise UserError(f'parts must be 0 (as few as fit) or more, not {n_parts}')
+    if not 0 <= settings.tokenizer_minutes < float('inf'):
+        raise UserError(f'minutes must be 0 (no budget) or more, not {settings.tokenizer_minutes}')
+    check_batch_size(settings.tokenizer_batch, processes)
+
 # %% ../nbs/03_tokenizer.ipynb #8af3395f
 def train_image_tokenizer(
     folder: Path,            # of the run
@@ -536,20 +546,18 @@ def train_image_tokenizer(
     A killed training goes on from its last checkpoint. Raises `UserError` without training studies.
     """
     target = folder/'image_tokenizer'
-    if n_parts < 0: raise UserError(f'parts must be 0 (as few as fit) or more, not {n_parts}')
-    if not 0 <= settings.tokenizer_minutes < float('inf'):
-        raise UserError(f'minutes must be 0 (no budget) or more, not {settings.tokenizer_minutes}')
+    group = group or ProcessGroup(0, 1, default_device())
+    check_training(settings, n_parts, group.world_size)
     if (target/'model.safetensors').exists():
         return VQModel.from_pretrained(target).to(default_device())
     train, valid = (manifest.path[manifest.split == split].to_numpy() for split in ('train', 'valid'))
     check_not_empty(train, 'train', folder)
-    group = group or ProcessGroup(0, 1, default_device())
-    check_batch_size(settings.tokenizer_batch, group.world_size)
     images_at = training_images(train, settings)
     watched = training_images(valid if len(valid) else train, settings)(0)
-    tokenizer = fit_image_tokenizer(folder, settings, images_at, watched, len(train), n_parts, group)
-    if not group.rank: tokenizer.save_pretrained(target)
-    group.wait()
+    with nullcontext() if group.rank else only_writer(target):
+        tokenizer = fit_image_tokenizer(folder, settings, images_at, watched, len(train), n_parts, group)
+        if not group.rank: tokenizer.save_pretrained(target)
+        group.wait()
     return tokenizer
 
 # %% ../nbs/03_tokenizer.ipynb #d8ea66f9
@@ -560,11 +568,12 @@ def main(
     parser = argparse.ArgumentParser(
         prog='chexmix.tokenizer', description='The image tokenizer of a run that has its manifest.')
     parser.add_argument('run', help='a name under runs/, or a path')
-    parser.add_argument('--parts', type=int, default=1, help='pieces that each step is computed in')
+    parser.add_argument('--parts', type=int, default=1,
+                        help='pieces that each step is computed in, 0: as few as fit (default: 1)')
     args = parser.parse_args(words)
 
     def work():
-        group = init_distributed()
+        group = replace(init_distributed(), sharded=False)  # too small to be split
         folder, settings = open_run(args.run)
         train_image_tokenizer(folder, settings, read_table(folder/'manifest.csv'), args.parts, group)
 
@@ -581,7 +590,7 @@ def launch_tokenizer(
     Raises `UserError` where they fail; the same call then goes on."""
     if (folder/'image_tokenizer'/'model.safetensors').exists(): return
     words = [str(folder), '--parts', str(n_parts)]
-    run_processes(process_command('chexmix.tokenizer', processes) + words)
+    run_processes(process_command('chexmix.tokenizer', processes) + words, processes)
 
 # %% ../nbs/03_tokenizer.ipynb #5ba0a3a4
 def training_texts(manifest: pd.DataFrame) -> list[str]:
@@ -760,6 +769,7 @@ def prepare_run(
     processes: int = 1,  # that train the image tokenizer, on this machine
 ) -> Path:
     "All of this notebook: studies, tokenizers, token store, records. Returns the run's folder."
+    check_training(settings, n_parts, processes)
     with only_writer(run_path(run)):
         folder = start_run(run, settings)
         manifest = prepare_data(folder, settings)
@@ -778,6 +788,7 @@ def prepare_share(
     processes: int = 1,  # that train the image tokenizer, on this machine
 ) -> Path:
     "Studies, tokenizers, and this machine's part of the token store. Returns the run's folder."
+    check_training(settings, n_parts, processes)
     share, folder = parse_share(part), start_run(run, settings)
     if not (folder/'processor').exists():
         with only_writer(folder):

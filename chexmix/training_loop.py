@@ -6,9 +6,9 @@
 __all__ = ['PEAK_FLOPS', 'pass_order', 'batch_indices', 'sort_window', 'BucketedIndices', 'StepLoader', 'ProcessGroup',
            'init_distributed', 'process_command', 'run_processes', 'run_as_process', 'check_batch_size',
            'process_weight', 'average_gradients', 'LearningRate', 'StepState', 'TimeBudget', 'StopNonFinite',
-           'training_state', 'checkpoints', 'remove_checkpoint', 'checksum', 'checkpoint_errors', 'write_checkpoint',
-           'without_weights', 'seal_parts', 'map_tensors', 'host_copy', 'write_parts', 'is_intact', 'load_numbers',
-           'read_checkpoint', 'CheckpointWriter', 'save_state', 'Checkpoint', 'KeepState', 'add_value',
+           'map_tensors', 'host_copy', 'training_state', 'checkpoints', 'remove_checkpoint', 'checksum',
+           'checkpoint_errors', 'write_checkpoint', 'without_weights', 'seal_parts', 'write_parts', 'is_intact',
+           'load_numbers', 'read_checkpoint', 'CheckpointWriter', 'save_state', 'Checkpoint', 'KeepState', 'add_value',
            'validation_row', 'TensorBoardLog', 'LogWriter', 'Log', 'peak_flops', 'used_memory', 'Throughput', 'Profile',
            'bfloat16_speedup', 'has_bfloat16', 'attention_in_float32', 'deterministic_algorithms', 'mix_precision',
            'part_of', 'StepLearner', 'set_gradient_sync', 'Distribute', 'parameter_groups', 'orthogonalize',
@@ -26,7 +26,7 @@ warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWar
 warnings.filterwarnings('ignore', r'You are shadowing an attribute \(log\)')
 
 # %% ../nbs/foundations/training_loop.ipynb #afb30faa
-import json, math, os, pickle, re, shutil, subprocess, sys, time, zlib
+import json, math, os, pickle, re, shutil, subprocess, sys, tempfile, time, zlib
 from collections import ChainMap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -176,9 +176,13 @@ def init_distributed() -> ProcessGroup:
     device = default_device()
     if int(env.get('WORLD_SIZE', 1)) == 1: return ProcessGroup(0, 1, device)
     if device.type == 'cuda':
-        device = torch.device('cuda', int(env.get('LOCAL_RANK', 0)) % torch.cuda.device_count())
+        local, n_gpus = int(env.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
+        if local > n_gpus: raise UserError(f'{local} processes for {n_gpus} GPUs: start one for each')
+        device = torch.device('cuda', int(env.get('LOCAL_RANK', 0)))
         torch.cuda.set_device(device)
-    if not dist.is_initialized(): dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+    if not dist.is_initialized():
+        if device.type == 'cuda': dist.init_process_group('nccl', device_id=device)
+        else: dist.init_process_group('gloo')
     sharded = env.get('ACCELERATE_USE_FSDP', '').lower() == 'true'
     return ProcessGroup(dist.get_rank(), dist.get_world_size(), device, sharded)
 
@@ -192,28 +196,37 @@ def process_command(
             '--rdzv_backend=c10d', '--rdzv_endpoint=127.0.0.1:0', '-m', module]
 
 # %% ../nbs/foundations/training_loop.ipynb #43e20c0c
-def run_processes(command: list[str]):
-    "Run a command of `process_command`, and show its output. Raises `UserError` with what the user can mend."
-    mistake, pipe = '', subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True) as launcher:
-        for line in launcher.stdout:
-            if line.startswith('chexmix: '): mistake = line.removeprefix('chexmix: ').strip()
-            if not mistake: print(line, end='')  # what follows is the launcher's own report
+def run_processes(
+    command: list[str],   # begins as `process_command` says
+    processes: int = 1,   # that share the cores
+):
+    "Run several processes, and show what they print. Raises `UserError` with what the user can mend."
+    mistake, threads = '', str(max(1, torch.get_num_threads() // processes))
+    with tempfile.TemporaryDirectory() as place:  # the launcher leaves folders behind
+        environment = dict(OMP_NUM_THREADS=threads) | os.environ | dict(TMPDIR=place)
+        with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace',
+                env=environment) as launcher:
+            for line in launcher.stdout:
+                if mistake: continue  # it is followed by the launcher's own report
+                shown, _, mistake = line.rstrip().partition('chexmix: ')  # it may end a line of progress
+                if shown: print(shown, flush=True)
     if mistake: raise UserError(mistake)
     if launcher.returncode: raise UserError('one of several processes failed: see above')
 
 # %% ../nbs/foundations/training_loop.ipynb #880f34b9
 def run_as_process(work) -> int:  # exit code: 2 where the user can mend something
-    "Call `work` in one of the processes that a launcher started; the first of them speaks for all."
+    "Call `work` in one of the processes that a launcher started. The first of them shows what it prints."
     rank = int(os.environ.get('RANK', 0))
     try:
         with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere) if rank else nullcontext(): work()
-    except UserError as e:
-        if not rank: print(f'chexmix: {e}', file=sys.stderr, flush=True)
-        return 2
+    except UserError as e: mistake = str(e)
+    except OSError as e: mistake = f'{e.filename or ""} {e.strerror or e}: check the path and the free space'
+    else: return 0
     finally:
         if dist.is_initialized(): dist.destroy_process_group()
-    return 0
+    print(f'chexmix: {mistake}', file=sys.stderr, flush=True)
+    return 2
 
 # %% ../nbs/foundations/training_loop.ipynb #f9fd90ed
 def check_batch_size(
@@ -341,12 +354,28 @@ class StopNonFinite(Callback):
         raise UserError(f'{name} is {value.item()} at step {self.learn.done}: '
                         f'lower the learning rate; the batch is in {self.folder}/bad_batch.pt')
 
+# %% ../nbs/foundations/training_loop.ipynb #6b2310ac
+def map_tensors(
+    function,  # tensor → tensor
+    state,     # tensors, in dictionaries, lists and tuples
+):
+    "The same with other tensors; everything else stays."
+    if torch.is_tensor(state): return function(state)
+    if isinstance(state, dict): return {name: map_tensors(function, value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)): return type(state)(map_tensors(function, part) for part in state)
+    return state
+
+def host_copy(state):
+    "Tensors on any device, copied to the host's memory, where training does not change them any more."
+    return map_tensors(lambda tensor: tensor.detach().to('cpu', copy=True), state)
+
 # %% ../nbs/foundations/training_loop.ipynb #5d3042c8
 def training_state(learn: Learner) -> dict:
     "All that the rest of a run depends on; of split weights, this process's share."
     model, opt = get_state_dict(learn.model, learn.opt.opt)
+    sums = map_tensors(learn.process_group.mean, learn.sums)  # process 0 keeps them for all
     return dict(
-        model=model, opt=opt, done=learn.done, log=learn.log, sums=learn.sums, memory=learn.memory,
+        model=model, opt=opt, done=learn.done, log=learn.log, sums=sums, memory=learn.memory,
         identity=learn.identity)
 
 # %% ../nbs/foundations/training_loop.ipynb #e6673a62
@@ -420,21 +449,6 @@ def seal_parts(
     (part/'checksums.json').write_text(json.dumps(sums), encoding='utf-8')
     mark = checksum(part/'checksums.json')
     return part.rename(part.with_name(f'step-{rest["done"]:08d}-{mark:08x}'))
-
-# %% ../nbs/foundations/training_loop.ipynb #6b2310ac
-def map_tensors(
-    function,  # tensor → tensor
-    state,     # tensors, in dictionaries, lists and tuples
-):
-    "The same with other tensors; everything else stays."
-    if torch.is_tensor(state): return function(state)
-    if isinstance(state, dict): return {name: map_tensors(function, value) for name, value in state.items()}
-    if isinstance(state, (list, tuple)): return type(state)(map_tensors(function, part) for part in state)
-    return state
-
-def host_copy(state):
-    "Tensors on any device, copied to the host's memory, where training does not change them any more."
-    return map_tensors(lambda tensor: tensor.detach().to('cpu', copy=True), state)
 
 # %% ../nbs/foundations/training_loop.ipynb #68c6af21
 def write_parts(
@@ -863,12 +877,12 @@ def deterministic_algorithms(
         yield
         return
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # read at the first product
-    cudnn, before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+    cudnn, before = torch.backends.cudnn, torch.get_deterministic_debug_mode()
     benchmark, cudnn.benchmark = cudnn.benchmark, False
     torch.use_deterministic_algorithms(True)
     try: yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before)
         cudnn.benchmark = benchmark
 
 # %% ../nbs/foundations/training_loop.ipynb #ce7570ba
@@ -906,6 +920,7 @@ class StepLearner(Learner):
 
     def _do_one_batch(self):
         batch, losses, seed = self.xb, None, torch.initial_seed()
+        self.n_parts = min(self.n_parts, len(batch[0]))  # none is empty
         if self.finds_parts and self.process_group.world_size > 1: self.try_larger(batch)
         while losses is None:
             torch.manual_seed(seed)  # of dropout, as `StepState` has set it

@@ -633,7 +633,7 @@ def test_classify_honours_policy_folders_tables_and_output(input_folder, tmp_pat
 
 
 def test_machines_encode_their_parts_and_one_joins_them(tiny_run, tmp_path, monkeypatch, capsys):
-    "`--part` on two machines that share a folder, `--merge`: the store of one machine; too early: one line."
+    "`--share` on two machines that share a folder, `--merge`: the store of one machine; too early: one line."
     monkeypatch.setenv('CHEXMIX_RUNS', str(tmp_path))
     run = tmp_path/'shared'
     shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns('store', 'results', 'stage*', 'notebooks'))

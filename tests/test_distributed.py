@@ -1,6 +1,7 @@
 "Several processes do the work of one: copies (DDP) and shards (FSDP), over gloo on the CPU."
 import multiprocessing, os, re, shutil, signal, socket, time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
 from safetensors.torch import load_file
@@ -315,14 +316,20 @@ def test_the_launcher_starts_processes_of_the_image_tokenizer(images, tmp_path, 
     table.to_csv(folder/'manifest.csv', index=False)
     tokenizers.launch_tokenizer(folder, 2)
     assert (folder/'image_tokenizer'/'model.safetensors').exists()
-    (folder/'manifest.csv').unlink()
     shutil.rmtree(folder/'image_tokenizer')
+    images = shutil.copytree(Path(table.path[0]).parent, tmp_path/'images')
+    lost = images/Path(table.path[table.split == 'train'].iloc[0]).name
+    lost.unlink()
+    moved = table.assign(path=[str(images/Path(path).name) for path in table.path])
+    moved.to_csv(folder/'manifest.csv', index=False)
+    with pytest.raises(UserError, match=lost.name): tokenizers.launch_tokenizer(folder, 2)
+    (folder/'manifest.csv').unlink()
     assert tokenizers.main([str(folder)]) == 2
     assert re.fullmatch('chexmix: .*manifest.csv.*\n', capsys.readouterr().err)
 
 
 def train_on_a_slow_disk(rank, port, folder, log):
-    "Half a second a checkpoint, one due every .2 s, while each step takes .02 s: what training waits, as JSON."
+    "Half a second a checkpoint, one due every .2 s: keep what the training of this process waits."
     join_group(rank, port, log)
     save = training.dcp.save
 

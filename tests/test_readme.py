@@ -77,7 +77,7 @@ def test_papermill_of_the_readme(place):
 
 
 def test_make_gpu_without_one(tmp_path):
-    "Checks and speeds say that they were not run; then the study begins as `chexmix demo` with these options."
+    "Checks and speeds say that they were not run; then the study begins with these options."
     if not (root/'.venv'/'.done').exists(): pytest.skip('make has not set up .venv here')
     made = subprocess.run(
         ['make', '-C', str(root), 'gpu', 'PRESET=tiny', 'MINUTES=2', 'PIECE=.01'], capture_output=True,
