@@ -522,7 +522,8 @@ def read_settings(
     if not isinstance(stored, dict) or 'preset' not in stored:
         raise UserError(f'{path} holds no settings of a run: give it at least a preset, '
                         'for example preset: small')
-    return get_settings(stored.pop('preset'), **stored)
+    try: return get_settings(stored.pop('preset'), **stored)
+    except UserError as e: raise UserError(f'{path}: {e}') from None
 
 # %% ../nbs/00_core.ipynb #a0e3f65f
 def open_run(
