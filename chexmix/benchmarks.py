@@ -8,7 +8,7 @@ __all__ = ['H100', 'Row', 'time_turn', 'measure', 'benchmark_record', 'row_recor
            'torchxrayvision_reader', 'monai_reader', 'decoder', 'file_shape', 'reading_row', 'reads_per_second',
            'memory_peaks', 'speed_records', 'advised_layers', 'GpuRow', 'times_a_second', 'preset_layout',
            'random_studies', 'training_speed', 'encoding_speed', 'bfloat16_model', 'embedding_speed', 'writing_speed',
-           'counted_flops', 'writing_row', 'gpu_rows']
+           'compiled_writing_speed', 'writing_row', 'gpu_rows']
 
 # %% ../nbs/13_benchmarks.ipynb #b1300003
 import math, time
@@ -26,14 +26,14 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import (
     ExplicitVRLittleEndian, generate_uid, JPEG2000Lossless, RLELossless, SecondaryCaptureImageStorage)
-from torch.utils.flop_counter import FlopCounterMode
 
 from .benchmarks_training import trained_model, update
 from .core import get_settings, Layout, Settings
 from .embeddings import embed
+from .generate import generate_reports
 from .model import ChexmixForCausalLM, new_config, select_targets
 from .phantom import make_phantom
-from .pretrain import flops_an_id, get_stage_config
+from .pretrain import counted_flops, flops_an_id, get_stage_config
 from .processor import collate
 from .radiograph import decode, dicom_header, open_dicom, read_radiograph
 from .records import Record
@@ -450,13 +450,16 @@ def writing_speed(
     "Ids written behind the prompts of images."
     return decode_speed(bfloat16_model(settings, device), images)['ids_per_second']
 
-# %% ../nbs/13_benchmarks.ipynb #b78893fc
-def counted_flops(
-    work: Callable,  # on the device `meta`, where nothing is computed
-) -> int:
-    "The floating-point operations of `work`."
-    with FlopCounterMode(display=False) as counter, torch.no_grad(): work()
-    return counter.get_total_flops()
+def compiled_writing_speed(
+    settings: Settings,
+    device: torch.device,
+    new: int = 64,  # ids of a report
+) -> float:  # ids a second, the prompt's reading included
+    "One report by the static cache of transformers, which compiles its steps into a CUDA graph on a GPU."
+    lm = bfloat16_model(settings, device)
+    codes, length = random_codes(lm.config.layout, 1, seed=0), dict(max_new_tokens=new, min_new_tokens=new)
+    def write(): generate_reports(lm, codes, cache_implementation='static', **length)
+    return new * times_a_second(write, 3, device)
 
 # %% ../nbs/13_benchmarks.ipynb #55f018e6
 def writing_row(
@@ -498,4 +501,6 @@ def gpu_rows(
                partial(encoding_speed, settings, 16)),
         GpuRow('embedding, 16 at once', 'images/s', embedding, of_peak,
                partial(embedding_speed, settings, 16)),
-        *(writing_row(settings, lm, reports) for reports in (1, 16))]
+        *(writing_row(settings, lm, reports) for reports in (1, 16)),
+        GpuRow('writing, 1 and its prompt, as a CUDA graph', 'ids/s', math.nan, 'none: does a graph help?',
+               partial(compiled_writing_speed, settings))]

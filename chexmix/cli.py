@@ -161,6 +161,8 @@ def check_shares(args):
     if args.workers < 1: raise UserError(f'--workers must be at least 1, not {args.workers}')
     if args.share and args.merge:
         raise UserError('--share encodes a part, --merge joins all parts afterwards: leave one out')
+    if args.merge and args.processes > 1:
+        raise UserError('--processes train, and --merge trains nothing: leave one out')
     if args.others and not args.merge: raise UserError('--other names a run for --merge: add --merge')
 
 # %% ../nbs/14_cli.ipynb #0c33d6aa

@@ -259,18 +259,20 @@ def atomic(
     Raises `UserError` where the disk refuses.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{host_mark()}-{os.getpid()}.part')
+    mark = f'{host_mark()}-{os.getpid()}'
+    temporary, former = (path.with_name(f'.{path.name}{what}.{mark}.part') for what in ('', '.former'))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if path.is_dir() and temporary.is_dir(): shutil.rmtree(path)
+        if path.is_dir() and temporary.is_dir(): os.replace(path, former)
         os.replace(temporary, path)
     except OSError as e:
         reason = e.strerror or e
         raise UserError(f'cannot write {path}: {reason}; free some space or choose another folder') from e
     finally:
-        if temporary.is_dir(): shutil.rmtree(temporary, ignore_errors=True)
-        elif temporary.exists(): temporary.unlink()
+        for left in (temporary, former):
+            if left.is_dir(): shutil.rmtree(left, ignore_errors=True)
+            else: left.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #9492fb18
 def is_leftover(

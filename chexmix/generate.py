@@ -180,7 +180,7 @@ def generate_with_transformers(
     layout = model.config.layout
     closing, allowed = report_ids(layout)
     options = dict(
-        do_sample=False, max_new_tokens=most, min_new_tokens=least, eos_token_id=closing,
+        do_sample=False, max_length=ids.shape[1] + most, min_new_tokens=least, eos_token_id=closing,
         pad_token_id=layout.pad, attention_mask=torch.ones_like(ids),
         logits_processor=LogitsProcessorList([AllowedIds(allowed)])) | options
     with evaluating(model): return PhiForCausalLM.generate(model, ids, **options)[:, ids.shape[1]:]
@@ -259,7 +259,7 @@ def generate_reports(
     max_new_tokens: int = 200,         # the context may leave fewer
     min_new_tokens: int = 5,           # before which a report cannot end
     guidance: float | None = None,     # see `apply_guidance`; None = as configured
-    **generate_kwargs,                 # to transformers' `generate`, for example num_beams=4; no guidance
+    **generate_kwargs,                 # to transformers' `generate`, as num_beams=4; guidance does not apply
 ) -> list[list[int]]:
     """A report for each study as text ids, without the closing id.
 

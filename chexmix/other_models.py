@@ -20,7 +20,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch, torch.nn.functional as F
 from datasets import Dataset
 from safetensors.torch import load_model, save_model
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from .baselines import beside_models, ComparisonSettings
@@ -36,7 +35,7 @@ from .metrics import bootstrap_interval, weighted_mean
 from .model import (
     causal_loss, ChexmixForCausalLM, evaluating, is_text, new_model, study_masks, token_losses)
 from .plots import mask_to_pixels
-from .pretrain import Batches, get_stage_config, load_model as load_stage, pretrain
+from .pretrain import Batches, counted_flops, get_stage_config, load_model as load_stage, pretrain
 from .processor import Processor
 from .radiograph import read_images
 from .records import (
@@ -570,10 +569,11 @@ def step_flops(
     steps: int = 4,
 ) -> float:
     "Floating-point operations of a training step, forward and backward; mean of some steps."
-    with FlopCounterMode(display=False) as counter:
+    def train():
         for step in range(steps): forward(model, *batch_at(step)).backward()
+    flops = counted_flops(train)
     model.zero_grad()
-    return counter.get_total_flops() / steps
+    return flops / steps
 
 # %% ../nbs/compare/other_models.ipynb #7f200005
 def training_costs(

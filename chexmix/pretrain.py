@@ -13,9 +13,10 @@ __all__ = ['CHOICES', 'DEFAULT_MASKING', 'STABLE', 'StageConfig', 'check_values'
            'settings_table', 'losses_table', 'card_header', 'slug', 'loss_results', 'model_card', 'random_weights',
            'set_dropout', 'start_weights', 'move_weights_last', 'save_stage', 'ComputeOptions', 'split_changes',
            'shared_changes', 'stage_batches', 'stage_learning_rate', 'training_summary', 'steps_seen',
-           'stage_fit_settings', 'stage_callbacks', 'flops_an_id', 'speed_callbacks', 'uses_bfloat16', 'StageJob',
-           'stage_job', 'masked_text', 'StageLearner', 'plot_study', 'compile_in_place', 'stage_learner', 'get_learner',
-           'pretrain', 'load_model', 'dtype_of', 'command_line', 'main', 'launch_command', 'launch', 'plot_log']
+           'stage_fit_settings', 'stage_callbacks', 'counted_flops', 'flops_an_id', 'speed_callbacks', 'uses_bfloat16',
+           'StageJob', 'stage_job', 'masked_text', 'StageLearner', 'plot_study', 'compile_in_place', 'stage_learner',
+           'get_learner', 'pretrain', 'load_model', 'dtype_of', 'command_line', 'main', 'launch_command', 'launch',
+           'plot_log']
 
 # %% ../nbs/05_pretrain.ipynb #c4a464f4
 import argparse, itertools, json, os, platform, re, shutil, sys, textwrap
@@ -31,6 +32,7 @@ from datasets import Dataset
 from fastcore.basics import patch
 from huggingface_hub import EvalResult, ModelCardData
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, StateDictOptions
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils.logging import disable_progress_bar
 
 # %% ../nbs/05_pretrain.ipynb #05a0000f
@@ -949,6 +951,14 @@ def stage_callbacks(
     return [MaskInputs(stage_config, processor.layout), AddTargets(stage_config, processor.layout),
             Panel(every, processor, rows, panels), KeepState(target/STABLE, kept)]
 
+# %% ../nbs/05_pretrain.ipynb #8b0a3b71
+def counted_flops(
+    work: Callable,  # without arguments; on the device `meta` nothing is computed
+) -> int:
+    "The floating-point operations of `work`, as PyTorch counts them."
+    with FlopCounterMode(display=False) as counter: work()
+    return counter.get_total_flops()
+
 # %% ../nbs/05_pretrain.ipynb #0120b14f
 def flops_an_id(
     lm: ChexmixForCausalLM,
@@ -1027,6 +1037,8 @@ def masked_text(
 # %% ../nbs/05_pretrain.ipynb #f2b1cd77
 class StageLearner(StepLearner):
     "A fastai `Learner` of one stage; `stage_learner` sets what it knows of its run."
+    less_memory = 'take a smaller batch, compute in more parts (`--parts`), or recompute (`--recompute`)'
+
     def fit(self, *args, **kwargs):
         "All steps that are left, see `StepLearner.fit`."
         try:

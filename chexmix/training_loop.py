@@ -914,6 +914,7 @@ def part_of(
 class StepLearner(Learner):
     "A Learner whose batch is one optimizer step, computed in `n_parts`."
     n_parts, precision, searching = 1, nullcontext(), False
+    less_memory = 'take a smaller batch, or compute in more parts (`--parts`)'
     wrapped = True       # in several processes torch exchanges the gradients (DDP); False: the learner does
     finds_parts = False  # True: a step that does not fit into the memory is computed in more parts
     most_tried = 0       # numbers in the largest part that has fitted, of several processes
@@ -1325,8 +1326,7 @@ def fit(
             raise UserError('the learning rate follows its schedule: name its peak where the learner is '
                             'made, for example get_learner(run, lr=1e-3)')
         self.dls.train.start = self.done
-    advice = ('take a smaller batch, compute steps in more parts (`--parts`) or recompute (`--recompute`); '
-              'the same call goes on from the last checkpoint')
+    advice = f'{self.less_memory}; the same call goes on from the last checkpoint'
     try:
         with memory_errors(advice): Learner.fit(self, n_epoch, **kwargs)
     except UserError as e:
