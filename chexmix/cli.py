@@ -200,8 +200,8 @@ def tokenizer(args) -> int:
     from chexmix.plots import save_png
     from chexmix.processor import Processor
     if not args.images: return train_tokenizers(args)
-    processor = Processor.from_pretrained(open_run(args.run)[0]/'processor')
     found = find_images(args.images)
+    processor = Processor.from_pretrained(open_run(args.run)[0]/'processor')
     paths, images, failed = read_all(found, processor.image_size, processor.policy)
     targets = output_paths(args.out, paths, 'reconstructed')
     protect_inputs(targets, args.images, found)
@@ -658,17 +658,19 @@ def time_left(
     return missing * (240 + spent) / (240 + taken)
 
 # %% ../nbs/14_cli.ipynb #e51bf22b
-PROGRESS = re.compile(r'.+: \d+/\S+ ([\d:]+), \S+ left')  # as `progress` of `00_core` writes it
+PROGRESS = re.compile(r'(.+: \d+/\S+) ([\d:]+), \S+ left')  # as `progress` of `00_core` writes it
 
 class ProgressLines:
-    "Standard output for a notebook: of what it prints, the progress of what takes time."
+    "Standard output for a notebook: of what it prints, the progress of what takes time, each state once."
     def __init__(self, label: str = ''):  # before each line
-        self.label = label
+        self.label, self.state = label, ''
 
     def write(self, text):
         for line in re.split(r'[\r\n]+', text):
             progress = PROGRESS.match(line)
-            if progress and progress[1] != '00:00': print('   ', self.label + line, flush=True)
+            if not progress or progress[2] == '00:00' or progress[1] == self.state: continue
+            self.state = progress[1]
+            print('   ', self.label + line, flush=True)
 
     def flush(self): sys.stdout.flush()
 

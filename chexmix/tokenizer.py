@@ -805,10 +805,10 @@ def merge_shares(
     others: list[str], # runs of the other machines; none where all wrote into this one
 ) -> Path:
     "Join the parts of several machines into the run's token store, and measure the tokenizer."
+    processor = Processor.from_pretrained(run_path(run)/'processor')
     folder = start_run(run, settings)
     with only_writer(folder):
         manifest = prepare_data(folder, settings)
-        processor = Processor.from_pretrained(folder/'processor')
         plan = plan_store(folder/'store', processor, manifest, settings)
         merge_stores(plan, [run_path(other)/'store' for other in others], processor, settings)
     return prepare_run(folder, settings)

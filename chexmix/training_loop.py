@@ -590,6 +590,7 @@ class Checkpoint(Callback):
 # %% ../nbs/foundations/training_loop.ipynb #671067b4
 @patch
 def save(self: Checkpoint):
+    "Write a checkpoint; the writer works on in the background."
     self.last = self.learn.done
     began = time.monotonic()
     save_state(self.learn, self.folder)
@@ -597,12 +598,14 @@ def save(self: Checkpoint):
 
 @patch
 def after_batch(self: Checkpoint):
+    "Write one where it is due."
     writer = self.learn.writer
     if not writer.busy(): writer.wait()  # raises what went wrong in the thread
     if self.due(): self.save()
 
 @patch
 def after_fit(self: Checkpoint):
+    "Wait for the writer, and keep the last state."
     writer = self.learn.writer
     writer.wait()
     if self.last < self.learn.done and self.seconds < math.inf: self.save()

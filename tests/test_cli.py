@@ -649,6 +649,7 @@ def test_machines_encode_their_parts_and_one_joins_them(tiny_run, tmp_path, monk
     for name in ('info.json', 'part-00000.arrow'):
         assert (run/'store'/name).read_bytes() == (tiny_run/'store'/name).read_bytes()
     assert (run/'results'/'tokenizer.json').exists()
+    assert main(['tokenizer', '--run', 'nowhere', '--merge']) == 2 and not (tmp_path/'nowhere').exists()
 
 
 def test_evaluations_take_their_size_and_ratios(own_run, capsys):
