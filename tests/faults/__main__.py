@@ -9,7 +9,7 @@ from chexmix.core import run_path
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog='faults', description='Faults on purpose.')
-    parser.add_argument('kinds', nargs='*', help=f'of {", ".join(campaign.KINDS)} (default: all)')
+    parser.add_argument('kinds', nargs='*', choices=campaign.KINDS, help='(default: all)')
     parser.add_argument('--share', type=float, default=1., help='of the trials (default: 1)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--run', default='tiny', help='a run at preset tiny with both stages trained')
