@@ -142,9 +142,15 @@ def test_the_image_tokenizer_trains(run):
 
 
 def test_little_memory_means_more_parts(run):
+    "A step that fits gets two thirds of the memory that it needs, and is then computed in parts."
+    def train(name): pretrain(run, open_run(run)[1], 1, name, steps=2, batch=128, panels=0)
     torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1., 2**28 / total))
-    try: pretrain(run, open_run(run)[1], 1, 'little', steps=2, batch=512, panels=0)
+    torch.cuda.reset_peak_memory_stats()
+    train('enough')
+    needed = torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(2 / 3 * needed)
+    try: train('little')
     finally: torch.cuda.set_per_process_memory_fraction(1.)
+    assert read_json(run/'enough'/'training.json')['parts'] == 1
     assert read_json(run/'little'/'training.json')['parts'] > 1
