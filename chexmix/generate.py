@@ -180,8 +180,8 @@ def generate_with_transformers(
     layout = model.config.layout
     closing, allowed = report_ids(layout)
     options = dict(
-        do_sample=False, max_length=ids.shape[1] + most, min_new_tokens=least, eos_token_id=closing,
-        pad_token_id=layout.pad, attention_mask=torch.ones_like(ids),
+        do_sample=False, disable_compile=True, max_length=ids.shape[1] + most, min_new_tokens=least,
+        eos_token_id=closing, pad_token_id=layout.pad, attention_mask=torch.ones_like(ids),
         logits_processor=LogitsProcessorList([AllowedIds(allowed)])) | options
     with evaluating(model): return PhiForCausalLM.generate(model, ids, **options)[:, ids.shape[1]:]
 

@@ -110,6 +110,8 @@ def check_values(stage_config: StageConfig):
     for name in ('steps', 'batch', 'image_span', 'text_span', 'window'):
         value = getattr(stage_config, name)
         if value < 1: raise UserError(f'{name} must be at least 1, not {value}')
+    if not 0 < stage_config.lr < float('inf'):
+        raise UserError(f'lr must be above 0 and finite, not {stage_config.lr}')
     if not 0 <= stage_config.minutes < float('inf'):
         raise UserError(f'minutes must be 0 (no budget) or more, not {stage_config.minutes}')
 
@@ -819,7 +821,7 @@ def save_stage(
             (part/'README.md').write_text(card, encoding='utf-8')
             seal(part)
         move_weights_last(target/'unfinished', target)
-        shutil.rmtree(target/'training')
+        shutil.rmtree(target/'training', ignore_errors=True)  # none was written where the period is infinite
     process_group.wait()
 
 # %% ../nbs/05_pretrain.ipynb #05b00013

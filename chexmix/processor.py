@@ -285,8 +285,8 @@ def images_per_pass(
     config: VQConfig,
     device: torch.device,
 ) -> int:
-    "How many images the network takes at a time: its widest map stays below 128 MB, or 2 GB on a GPU."
-    most = 2**25 if device.type == 'cpu' else 2**29  # float32 numbers in the widest map
+    "How many images the network takes at a time: its widest map stays below 128 MB, or half a GB on a GPU."
+    most = 2**25 if device.type == 'cpu' else 2**27  # float32 numbers in the widest map
     return max(1, most // (config.channels * config.image_size**2))
 
 # %% ../nbs/tokenizer/processor.ipynb #2a7f342f

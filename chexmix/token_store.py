@@ -24,8 +24,8 @@ from datasets import concatenate_datasets, Dataset, disable_progress_bars, Featu
 from datasets.features.features import register_feature
 
 from .core import (
-    atomic, check_seal, ensure_settings, file_hash, Layout, only_writer, path_in, progress, read_json, rng,
-    seal, Settings, UserError, write_json)
+    atomic, check_seal, ensure_settings, file_hash, Layout, memory_errors, only_writer, path_in, progress,
+    read_json, rng, seal, Settings, UserError, write_json)
 from .data import map_in_processes
 from .processor import Processor
 from .records import content_hash, data_name
@@ -284,7 +284,8 @@ def write_store_parts(
     if not (folder/copy).exists():
         with atomic(folder/copy) as new: processor.save_pretrained(new)
     encode = partial(encode_part, processor=folder/copy, longest=longest)
-    done = map_in_processes(encode, parts, 'parts of the token store', workers, chunk=1)
+    with memory_errors('take fewer processes (`--workers`)'):
+        done = map_in_processes(encode, parts, 'parts of the token store', workers, chunk=1)
     if None in done:
         path = parts[done.index(None)][1]
         raise UserError(f'a process died while it wrote {path}: '

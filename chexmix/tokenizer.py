@@ -433,7 +433,7 @@ class TokenizerLearner(StepLearner):
     def backward_part(self, batch, k, sync=True):
         if k == 0:
             self.weight = process_weight(len(batch[0]), self.process_group)
-            self.shares, self.predictions, self.logged = [], [], []
+            self.shares, self.predictions = [], []
         originals, whole_loss = self.yb, self.loss_func
         part = part_of(originals[0], k, self.n_parts)
         share = self.weight * len(part) / len(originals[0])
@@ -443,6 +443,8 @@ class TokenizerLearner(StepLearner):
         self.keep_part(share)
         if sync: average_gradients(self.model.parameters(), self.process_group)
         return loss
+
+    def mean_parts(self): return self.parts  # `keep_part` has weighted them
 
 
 # %% ../nbs/03_tokenizer.ipynb #63488233
@@ -454,7 +456,6 @@ def keep_part(
     "Keep what a part gave; after the last one, prediction and log are those of the complete step."
     self.shares.append(share)
     self.predictions.append([x.detach() for x in self.pred])
-    self.logged.append(self.parts)
     if len(self.shares) < self.n_parts: return
     reconstructions, codebook_losses, codes = zip(*self.predictions)
     codebook_loss = sum(a * b for a, b in zip(self.shares, codebook_losses))

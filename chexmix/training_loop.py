@@ -932,6 +932,7 @@ class StepLearner(Learner):
             if losses is None: self.take_more_parts(len(batch[0]))
         self.xb = batch
         self.loss = self.loss_grad = sum(losses)
+        if self.n_parts > 1: self.parts = self.mean_parts()
         self._with_events(self._step, 'step', CancelStepException)
         self.opt.zero_grad()
 
@@ -944,16 +945,24 @@ def backward_part(
     sync: bool = True,    # processes exchange gradients
 ) -> torch.Tensor:        # its loss
     "Add the gradients of a part of a batch."
+    if k == 0: self.logged = []
     self.xb = tuple(part_of(x, k, self.n_parts) for x in batch)
     if self.n_parts > 1 or self.process_group.world_size > 1: set_gradient_sync(self.model, sync)
     with self.precision: self.pred = self.model(*self.xb)
     self.pred = to_float(self.pred)  # losses are in float32
     self('after_pred')
     self.loss_grad = self.loss_func(self.pred, *self.yb)
+    self.logged.append(self.parts)
     self('after_loss')
     loss = self.loss_grad.detach()
     self._with_events(self._backward, 'backward', CancelBackwardException)
     return loss
+
+@patch
+def mean_parts(self: StepLearner) -> dict:
+    "What the loss of a step consists of, as the mean over the parts that it was computed in."
+    values = {name: [torch.as_tensor(logged[name]) for logged in self.logged] for name in self.parts}
+    return {name: torch.stack(own).nanmean() for name, own in values.items()}
 
 # %% ../nbs/foundations/training_loop.ipynb #c58afcbd
 @patch

@@ -66,6 +66,19 @@ def test_parts_are_found_and_kept(tmp_path, capsys):
     assert learn.n_parts == 4  # a killed training goes on with them, for the same bits
 
 
+def test_the_log_of_a_step_in_parts_is_that_of_all_parts(tmp_path):
+    "What the loss consists of is a mean over all parts, not that of the last one."
+    class Logged(Net):
+        def forward(self, x, total):
+            error = (self.layer(x) - x.sin()).square()
+            return error.sum() / total, dict(error=error.mean().detach())
+
+    settings = FitSettings(4, lr=.01, log_every=1, bf16=False)
+    for n in (1, 4):
+        log = train(Logged(), tmp_path/str(n), replace(settings, n_parts=n))
+        np.testing.assert_allclose(log.error, log.loss, rtol=1e-5)
+
+
 def test_what_no_division_helps_is_one_line(tmp_path):
     settings = FitSettings(2, lr=.01, n_parts=0, bf16=False)
     with pytest.raises(UserError, match='^there is not enough memory: take a smaller batch') as error:
