@@ -404,6 +404,7 @@ def parse_layers(
         for part in filter(None, words.split(',')):
             ends = [int(number) for number in part.split('-')]
             last = ends[1] if len(ends) > 1 else ends[0]
+            if last < ends[0]: raise ValueError(part)
             layers += range(ends[0], last + 1)
     except ValueError as e:
         raise UserError(f'--layers takes numbers, for example 7-12 or 0,3,6, not {words!r}') from e

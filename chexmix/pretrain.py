@@ -856,13 +856,13 @@ def shared_changes(
     folder: Path,   # of the run
     changes: dict,  # of stage 2: fields of `ComputeOptions` and of `StageConfig`
 ) -> dict:          # of stage 1
-    "What stage 1 is called with where stage 2 was asked for; a finished one keeps its own budget."
-    names, known = {'fresh'}, {}
+    "What stage 1 is called with where stage 2 was asked for; a finished one keeps what it was trained with."
     if (folder/'stage1'/'model.safetensors').exists():
         saved = read_json(folder/'stage1'/'settings.json')
-        known = {name: saved[name] for name in ('minutes', 'precision') if saved.get(name)}
-    else: names |= {field.name for field in fields(ComputeOptions)} | {'minutes', 'precision'}
-    return known | {name: value for name, value in changes.items() if name in names}
+        kept = 'steps', 'lr', 'fresh', 'minutes', 'precision'
+        return {name: saved[name] for name in kept if name in saved}
+    names = {field.name for field in fields(ComputeOptions)} | {'fresh', 'minutes', 'precision'}
+    return {name: value for name, value in changes.items() if name in names}
 
 # %% ../nbs/05_pretrain.ipynb #05b00016
 def stage_batches(

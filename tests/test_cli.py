@@ -6,7 +6,7 @@ from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from chexmix.cli import main
-from chexmix.core import PRESETS
+from chexmix.core import PRESETS, read_json
 from chexmix.data import read_table
 from chexmix.phantom import make_phantom
 from chexmix.records import load_records
@@ -650,6 +650,16 @@ def test_machines_encode_their_parts_and_one_joins_them(tiny_run, tmp_path, monk
         assert (run/'store'/name).read_bytes() == (tiny_run/'store'/name).read_bytes()
     assert (run/'results'/'tokenizer.json').exists()
     assert main(['tokenizer', '--run', 'nowhere', '--merge']) == 2 and not (tmp_path/'nowhere').exists()
+
+
+def test_stage_2_takes_a_finished_stage_1_as_it_was_trained(own_run):
+    "Whatever its steps and rate were, and whatever stage 2 is asked for."
+    for stage in ('stage1', 'stage2'): shutil.rmtree(own_run/stage)
+    words = ['pretrain', '--run', str(own_run)]
+    assert main([*words, '--steps', '2', '--lr', '.001']) == 0
+    assert main([*words, '--stage', '2', '--steps', '3', '--fresh']) == 0
+    saved = read_json(own_run/'stage2'/'settings.json')
+    assert saved['steps'] == 3 and saved['first_step'] == 2
 
 
 def test_evaluations_take_their_size_and_ratios(own_run, capsys):
