@@ -117,12 +117,16 @@ def load_records(
 ) -> pd.DataFrame:
     """All records of a results folder, one row each, `detail` spread over columns.
 
+    Where it says of its tokenizer whether studies are synthetic, files about the other kind are left out.
     Raises `UserError` where there are none.
     """
-    files = [path for path in sorted(Path(folder).glob('*.json')) if 'records' in read_json(path)]
-    if not files: raise UserError(f'no records in {folder}: run the evaluations (06 to 10) first')
-    rows = []
-    for path in files:
+    contents = {path: read_json(path) for path in sorted(Path(folder).glob('*.json'))}
+    synthetic = {path: about.get('data', {}).get('synthetic')
+                 for path, about in contents.items() if 'records' in about}
+    if not synthetic: raise UserError(f'no records in {folder}: run the evaluations (06 to 10) first')
+    own, rows = synthetic.get(Path(folder)/'tokenizer.json'), []
+    for path, kind in synthetic.items():
+        if {own, kind} == {True, False}: continue
         for record in read_records(path):
             row = asdict(record)
             detail = row.pop('detail')

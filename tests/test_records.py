@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from chexmix.core import UserError
-from chexmix.records import load_study_values, read_study_values, save_study_values, StudyValues
+from chexmix.records import (
+    load_records, load_study_values, read_study_values, Record, save_records, save_study_values, StudyValues)
 
 
 def systems(n=40):
@@ -39,3 +40,13 @@ def test_a_damaged_file_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(UserError, match='report.npz'): read_study_values(file)
     assert load_study_values(tmp_path) == []
+
+
+def test_a_table_holds_studies_of_one_kind(tmp_path):
+    "Real studies have no place in the tables of a tokenizer that learned from synthetic ones."
+    (tmp_path/'results').mkdir()
+    (tmp_path/'settings.json').write_text('{}')
+    for task, synthetic in (('tokenizer', True), ('inpaint', True), ('real_radiographs', False)):
+        record = Record(task, 'stage1', 'MSE', .5, .4, .6, 10, 0, {})
+        save_records(tmp_path, task, [record], dict(name='studies', synthetic=synthetic, n=10), {})
+    assert set(load_records(tmp_path/'results').task) == {'tokenizer', 'inpaint'}
