@@ -8,7 +8,7 @@ __all__ = ['H100', 'Row', 'time_turn', 'measure', 'benchmark_record', 'row_recor
            'torchxrayvision_reader', 'monai_reader', 'decoder', 'file_shape', 'reading_row', 'reads_per_second',
            'memory_peaks', 'speed_records', 'advised_layers', 'GpuRow', 'times_a_second', 'preset_layout',
            'random_studies', 'training_speed', 'encoding_speed', 'bfloat16_model', 'embedding_speed', 'writing_speed',
-           'one_report_speed', 'writing_row', 'gpu_rows']
+           'writing_row', 'gpu_rows']
 
 # %% ../nbs/13_benchmarks.ipynb #b1300003
 import math, time
@@ -30,7 +30,6 @@ from pydicom.uid import (
 from .benchmarks_training import trained_model, update
 from .core import get_settings, Layout, Settings
 from .embeddings import embed
-from .generate import generate_reports
 from .model import ChexmixForCausalLM, new_config, select_targets
 from .phantom import make_phantom
 from .pretrain import counted_flops, flops_an_id, get_stage_config
@@ -450,18 +449,6 @@ def writing_speed(
     "Ids written behind the prompts of images."
     return decode_speed(bfloat16_model(settings, device), images)['ids_per_second']
 
-def one_report_speed(
-    settings: Settings,
-    options: dict,  # to `generate_reports`
-    device: torch.device,
-    new: int = 64,  # ids of a report
-) -> float:  # ids a second
-    "Ids of one report, with the time in which its prompt is read."
-    lm = bfloat16_model(settings, device)
-    codes, length = random_codes(lm.config.layout, 1, seed=0), dict(max_new_tokens=new, min_new_tokens=new)
-    def write(): generate_reports(lm, codes, **length, **options)
-    return new * times_a_second(write, 3, device)
-
 # %% ../nbs/13_benchmarks.ipynb #55f018e6
 def writing_row(
     settings: Settings,
@@ -502,6 +489,4 @@ def gpu_rows(
                partial(encoding_speed, settings, 16)),
         GpuRow('embedding, 16 at once', 'images/s', embedding, of_peak,
                partial(embedding_speed, settings, 16)),
-        *(writing_row(settings, lm, reports) for reports in (1, 16)),
-        GpuRow('one report', 'ids/s', math.nan, 'none',
-               partial(one_report_speed, settings, dict(guidance=1)))]
+        *(writing_row(settings, lm, reports) for reports in (1, 16))]

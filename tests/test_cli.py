@@ -123,8 +123,9 @@ def test_a_folder_into_a_table(words, column, images, tiny_run, tmp_path, capsys
     for row in rows: assert np.asarray(Image.open(row['picture'])).std() > 5
 
 
-def test_killed_run_goes_on_where_it_was(tiny_run, tmp_path, capsys):
+def test_killed_run_goes_on_where_it_was(tiny_run, tmp_path, monkeypatch, capsys):
     "After SIGKILL amid 80 images the same command asks for the rest alone; the table is undisturbed."
+    monkeypatch.delenv('CHEXMIX_QUIET', raising=False)  # the line of progress is looked at
     (tmp_path/'in').mkdir()
     for k in range(80): save_phantom(tmp_path/'in'/f'{k:02}.png', 2, k % 3)
     words = ['report', str(tmp_path/'in'), '--run', str(tiny_run), '--batch', '1', '--new', '20', '-o']
