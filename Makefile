@@ -45,14 +45,7 @@ MINUTES ?= 25
 PIECE ?= 0
 
 gpu: .venv/.done
-	@gpu() { python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }; \
-	runs="$(CURDIR)/runs/gpu"; \
-	if [ -f "$$runs/checked" ]; then echo "checks and speeds: done before, see $${runs#$(CURDIR)/}"; \
-	elif gpu; then mkdir -p "$$runs"; export CHEXMIX_RUNS="$$runs"; python -m pytest -q -rs -m gpu tests; \
-	  papermill --cwd nbs/benchmarks nbs/benchmarks/benchmarks_training.ipynb "$$runs/training.ipynb" -p run tiny; \
-	  papermill --cwd nbs nbs/13_benchmarks.ipynb "$$runs/speeds.ipynb" -p run tiny -p files 10; touch "$$runs/checked"; \
-	else echo 'checks and speeds of a GPU: not run, torch finds none on this machine'; fi
-	@chexmix demo --preset $(PRESET) --run $(PRESET) --minutes $(MINUTES) --piece $(PIECE)
+	@bash docs/gpu.sh "$(PRESET)" "$(MINUTES)" "$(PIECE)"
 
 # One folder of runs for notebooks and tests: the first notebooks train the tiny run that the tests then look at,
 # one core for them and one for the other notebooks and the tests of the command line.

@@ -247,7 +247,9 @@ def answers(
     """Rows of all images, batch by batch, while the next batch is read.
 
     A row has `path` and the job's columns, or `path` and `reason`.
+    Raises `UserError` where no image is to be taken at once.
     """
+    if batch < 0: raise UserError(f'--batch must be 0 (as many images as fit) or more, not {batch}')
     if not paths: return
     batch = batch or images_at_once(job.model, job.new)
 

@@ -7,15 +7,15 @@ __all__ = ['H100', 'Row', 'time_turn', 'measure', 'benchmark_record', 'row_recor
            'write_dicom', 'to_jpeg_lossless', 'write_files', 'plain_dicom', 'plain_square', 'plain_jpeg', 'plain_8bit',
            'torchxrayvision_reader', 'monai_reader', 'decoder', 'file_shape', 'reading_row', 'reads_per_second',
            'memory_peaks', 'speed_records', 'advised_layers', 'GpuRow', 'times_a_second', 'preset_layout',
-           'random_studies', 'training_speed', 'encoding_speed', 'bfloat16_model', 'embedding_speed', 'writing_speed',
-           'writing_row', 'gpu_rows']
+           'random_studies', 'training_speed', 'plain_training_speed', 'encoding_speed', 'bfloat16_model',
+           'embedding_speed', 'writing_speed', 'writing_row', 'training_rows', 'gpu_rows']
 
 # %% ../nbs/13_benchmarks.ipynb #b1300003
 import math, time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,13 +26,14 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import (
     ExplicitVRLittleEndian, generate_uid, JPEG2000Lossless, RLELossless, SecondaryCaptureImageStorage)
+from transformers import PhiForCausalLM
 
 from .benchmarks_training import trained_model, update
 from .core import get_settings, Layout, Settings
 from .embeddings import embed
-from .model import ChexmixForCausalLM, new_config, select_targets
+from .model import ChexmixForCausalLM, new_config, new_model, select_targets
 from .phantom import make_phantom
-from .pretrain import counted_flops, flops_an_id, get_stage_config
+from .pretrain import compile_in_place, counted_flops, flops_an_id, get_stage_config
 from .processor import collate
 from .radiograph import decode, dicom_header, open_dicom, read_radiograph
 from .records import Record
@@ -354,6 +355,7 @@ class GpuRow:
     expected: float    # of an H100
     assumed: str       # in words, what the expectation rests on
     measure: Callable  # device → amount a second
+    flops: float = math.nan  # floating-point operations for each
 
 # %% ../nbs/13_benchmarks.ipynb #e3f3efaf
 def times_a_second(
@@ -397,10 +399,13 @@ def training_speed(
     length: int,  # ids of each
     steps: int,   # that are timed
     device: torch.device,
+    compiled: bool = False,       # each layer by torch.compile
+    with_optimizer: bool = True,  # False: forward and backward pass alone
 ) -> float:  # ids a second
     "Training by stage 1 on random studies."
     layout, stage_config = preset_layout(settings), get_stage_config(settings, 1)
     with device: model = trained_model(settings, stage_config, layout)
+    if compiled: compile_in_place(model.lm)
     optimizer = MuonAdamW(parameter_groups(model), 1e-4)
     ids = random_studies(layout, rows, length).to(device)
     targets = select_targets(ids, None, layout)
@@ -408,7 +413,31 @@ def training_speed(
 
     def step():
         with precision: loss, _ = model(ids, torch.ones_like(ids), targets)
-        update(model, optimizer, loss)
+        if with_optimizer: return update(model, optimizer, loss)
+        loss.backward()
+        model.zero_grad()
+
+    return rows * length * times_a_second(step, steps, device)
+
+# %% ../nbs/13_benchmarks.ipynb #f5259c42
+def plain_training_speed(
+    settings: Settings,
+    rows: int,    # studies a step
+    length: int,  # ids of each
+    steps: int,   # that are timed
+    device: torch.device,
+) -> float:  # ids a second
+    "Training of transformers' own model of the same size by a plain loop, with AdamW and all logits at once."
+    layout = preset_layout(settings)
+    with device: lm = PhiForCausalLM(new_model(settings, layout, 0).config).train()
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-4)
+    ids = random_studies(layout, rows, length).to(device)
+    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)
+
+    def step():
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
+            loss = lm(**inputs).loss
+        update(lm, optimizer, loss)
 
     return rows * length * times_a_second(step, steps, device)
 
@@ -464,10 +493,33 @@ def writing_row(
     return GpuRow(title, 'ids/s', expected, assumed, measure)
 
 # %% ../nbs/13_benchmarks.ipynb #13d21ee6
+def training_rows(
+    settings: Settings,
+    sizes: tuple[int, ...],  # studies a step
+    length: int,             # ids of each
+    share: float,            # of the peak in bfloat16 that is assumed
+    lm: ChexmixForCausalLM,  # of that size
+) -> list[GpuRow]:
+    "Steps and their passes alone; of the largest step also compiled, and a plain loop."
+    flops, most = flops_an_id(lm, length), max(sizes)
+    expected, assumed = share * H100['bfloat16'] / flops, f'{share:.0%} of the peak in bfloat16'
+
+    def row(work, rows, measure=training_speed, **options):
+        measure = partial(measure, settings, rows, length, 5, **options)
+        return GpuRow(f'{work}, {rows} × {length} ids', 'ids/s', expected, assumed, measure, flops)
+
+    passes = dict(with_optimizer=False)
+    rows = [row('training', n) for n in sizes] + [row('passes alone', n, **passes) for n in sizes]
+    rows += [row('training, compiled', most, compiled=True),
+             row('passes alone, compiled', most, compiled=True, **passes)]
+    plain = row('training, plain loop', most, plain_training_speed)
+    return [*rows, replace(plain, expected=math.nan, assumed='none: training should be twice as fast')]
+
+# %% ../nbs/13_benchmarks.ipynb #bf5930c9
 def gpu_rows(
     preset: str,
-    rows: int,     # studies a step of training
-    share: float,  # of the peak in bfloat16 that training is assumed to reach
+    sizes: tuple[int, ...],  # studies a step of training
+    share: float,            # of the peak in bfloat16 that training is assumed to reach
 ) -> list[GpuRow]:
     "What is measured at the sizes of a preset, and what arithmetic expects."
     settings = get_settings(preset)
@@ -478,15 +530,14 @@ def gpu_rows(
         tokenizer = VQModel(vq_config(settings))
         ids = torch.zeros(1, layout.n_image + 2, dtype=torch.long)
         image = torch.zeros(1, settings.image_channels, side, side)
-    training = share * H100['bfloat16'] / flops_an_id(lm, length)
-    encoding = .5 * H100['float32'] / counted_flops(partial(tokenizer.features, image))
-    embedding = share * H100['bfloat16'] / counted_flops(partial(lm.model, ids))
-    of_peak = f'{share:.0%} of the peak in bfloat16'
+    an_image = counted_flops(partial(tokenizer.features, image))
+    a_prompt = counted_flops(partial(lm.model, ids))
     return [
-        GpuRow(f'training, {rows} × {length} ids', 'ids/s', training, of_peak,
-               partial(training_speed, settings, rows, length, 5)),
-        GpuRow('encoding, 16 at once', 'images/s', encoding, '50% of the peak in float32',
-               partial(encoding_speed, settings, 16)),
-        GpuRow('embedding, 16 at once', 'images/s', embedding, of_peak,
-               partial(embedding_speed, settings, 16)),
+        *training_rows(settings, sizes, length, share, lm),
+        GpuRow('encoding, 16 at once', 'images/s', .5 * H100['float32'] / an_image,
+               '50% of the peak in float32', partial(encoding_speed, settings, 16), an_image),
+        GpuRow('encoding, one at a time', 'images/s', math.nan,
+               'none: 16 at once should be 5 times as fast', partial(encoding_speed, settings, 1), an_image),
+        GpuRow('embedding, 16 at once', 'images/s', share * H100['bfloat16'] / a_prompt,
+               f'{share:.0%} of the peak in bfloat16', partial(embedding_speed, settings, 16), a_prompt),
         *(writing_row(settings, lm, reports) for reports in (1, 16))]

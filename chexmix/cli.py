@@ -8,16 +8,16 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['EVALUATIONS', 'DEMO', 'TRAINED', 'PROGRESS', 'SHORTEST_PIECE', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_paths',
            'Parser', 'command', 'terminal_width', 'fitted', 'print_table', 'sample', 'phantom', 'run_settings',
-           'check_shares', 'check_processes', 'train_tokenizers', 'tokenizer', 'start_settings', 'pretrain',
-           'show_records', 'model_name', 'opened', 'without_images', 'is_table', 'readable_rows', 'check_out', 'serve',
-           'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers', 'embed', 'explore', 'ranked',
-           'retrieve_by_text', 'retrieve', 'parse_ratios', 'evaluation_options', 'evaluation', 'evaluated_stages',
-           'evaluate', 'export', 'pack', 'audit', 'budget_parameters', 'demo_steps', 'time_left', 'ProgressLines',
-           'PieceOver', 'execute', 'side_by_side', 'executed_notebook', 'notebook_tasks', 'say_look', 'run_notebooks',
-           'check_budget', 'going_on', 'finished_notebooks', 'end_of_piece', 'demo', 'add_making_commands',
-           'add_share_options', 'add_using_commands', 'add_embed_options', 'add_retrieve_options',
-           'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
-           'add_evaluate_commands', 'build_parser', 'import_for_answers', 'run_command', 'main', 'console']
+           'check_shares', 'train_tokenizers', 'tokenizer', 'start_settings', 'pretrain', 'show_records', 'model_name',
+           'opened', 'without_images', 'is_table', 'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify',
+           'inpaint', 'report', 'parse_layers', 'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve',
+           'parse_ratios', 'evaluation_options', 'evaluation', 'evaluated_stages', 'evaluate', 'export', 'pack',
+           'audit', 'Budget', 'executed_notebook', 'timed_notebooks', 'time_left', 'ProgressLines', 'PieceOver',
+           'execute', 'side_by_side', 'notebook_tasks', 'say_look', 'run_notebooks', 'check_budget', 'going_on',
+           'finished_notebooks', 'end_of_piece', 'demo', 'add_making_commands', 'add_share_options',
+           'add_using_commands', 'add_embed_options', 'add_retrieve_options', 'add_pretrain_options',
+           'add_making_options', 'add_model_options', 'add_use_options', 'add_evaluate_commands', 'build_parser',
+           'import_for_answers', 'run_command', 'main', 'console']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
 import argparse, atexit, gc, importlib, logging, math, multiprocessing, os, re, shlex, shutil
@@ -27,7 +27,7 @@ from pathlib import Path
 
 from .core import (
     add_compute_options, atomic, changed, compute_changes, cut_file, get_settings, open_run,
-    parse_changes, PRESETS, read_json, read_settings, run_path, UserError)
+    parse_changes, PRESETS, read_json, read_settings, run_path, UserError, write_json)
 
 # %% ../nbs/14_cli.ipynb #5ced2886
 def read_all(
@@ -152,7 +152,7 @@ def run_settings(args):
                         'leave one out')
     if args.config: return changed(read_settings(args.config), **changes)
     exists = (run_path(args.run)/'settings.json').exists()
-    if exists and not args.preset and not changes: return open_run(args.run)[1]
+    if exists and not args.preset: return changed(open_run(args.run)[1], **changes)
     return get_settings(args.preset or 'small', **changes)
 
 # %% ../nbs/14_cli.ipynb #0c35862f
@@ -161,14 +161,9 @@ def check_shares(args):
     if args.workers < 1: raise UserError(f'--workers must be at least 1, not {args.workers}')
     if args.share and args.merge:
         raise UserError('--share encodes a part, --merge joins all parts afterwards: leave one out')
-    if args.merge and args.processes > 1:
+    if args.merge and args.processes != 1:
         raise UserError('--processes train, and --merge trains nothing: leave one out')
     if args.others and not args.merge: raise UserError('--other names a run for --merge: add --merge')
-
-# %% ../nbs/14_cli.ipynb #0c33d6aa
-def check_processes(args):
-    "Raise `UserError` where no process is to train."
-    if args.processes < 1: raise UserError(f'--processes must be at least 1, not {args.processes}')
 
 # %% ../nbs/14_cli.ipynb #bc4e73ad
 def train_tokenizers(args) -> int:
@@ -179,7 +174,6 @@ def train_tokenizers(args) -> int:
         raise UserError('--out would be ignored: without images the tokenizers of a run are trained; '
                         'name images, or leave it out')
     check_shares(args)
-    check_processes(args)
     settings = run_settings(args)
     how = dict(workers=args.workers, n_parts=args.parts, processes=args.processes)
     if args.share:
@@ -226,14 +220,13 @@ def start_settings(args):
 def pretrain(args) -> int:
     "Train stage 1 or stage 2 of a run."
     import pandas as pd
-    from chexmix.pretrain import launch, pretrain, shared_changes
+    from chexmix.pretrain import launch, plan_stage, pretrain, shared_changes
     from chexmix.tokenizer import prepare_run
-    check_processes(args)
-    settings = start_settings(args)
-    folder = prepare_run(args.run, settings)
-    changes = compute_changes(args)
+    settings, changes = start_settings(args), compute_changes(args)
     for name in ('steps', 'lr', 'fresh'):
         if value := getattr(args, name): changes[name] = value
+    plan_stage(settings, args.stage, args.name, changes, args.processes)
+    folder = prepare_run(args.run, settings)
     if args.processes == 1: train = partial(pretrain, folder, settings)
     else: train = partial(launch, folder, processes=args.processes)
     if args.stage == 2: train(1, **shared_changes(folder, changes))
@@ -622,30 +615,65 @@ DEMO = (  # notebooks of a step with their own parameters, seconds expected at p
 # %% ../nbs/14_cli.ipynb #c5979049
 TRAINED = .8  # share of its notebook's time that a training takes; the rest draws, encodes and measures
 
-def budget_parameters(
-    name: str,         # of a notebook
-    minutes: float,    # that it has
-    tokenizer: float,  # minutes of the notebook that trains the image tokenizer
-) -> dict:
-    "Its parameters that say how long it trains; empty where it trains nothing."
-    if name == '03_tokenizer': return dict(minutes=round(TRAINED * minutes, 2))
-    if name != '05_pretrain': return {}
-    return dict(minutes=round(TRAINED * minutes, 2), tokenizer_minutes=round(TRAINED * tokenizer, 2))
+class Budget:
+    "Minutes of a demo: what is spent, over all calls, and what each training got when it began."
+    def __init__(
+        self,
+        folder: Path,    # of the run; kept there in `budget.json`
+        minutes: float,  # of the whole
+    ):
+        self.place, self.minutes, self.begin = folder/'budget.json', minutes, time.monotonic()
+        saved = read_json(self.place) if self.place.exists() else dict(spent=0., given={})
+        self.before, self.given = saved['spent'], saved['given']
+
+    @property
+    def spent(self) -> float:  # seconds
+        return self.before + time.monotonic() - self.begin
+
+    @property
+    def left(self) -> float:  # seconds
+        return max(60 * self.minutes - self.spent, 0)
+
+    def keep(self): write_json(self.place, dict(spent=self.spent, given=self.given))
+
+    def give(
+        self,
+        training: str,  # its notebook
+        share: float,   # of what is left
+    ) -> float:         # minutes
+        "The same at every call; where nothing is left, a share of a tenth of the whole."
+        if training not in self.given:
+            left = max(self.left / 60, self.minutes / 10)
+            self.given[training] = max(.01, round(TRAINED * share * left, 2))
+            self.keep()
+        return self.given[training]
+
+# %% ../nbs/14_cli.ipynb #e42d236d
+def executed_notebook(
+    folder: Path,  # of the run
+    name: str,     # of the notebook
+    own: dict,     # its own parameters
+) -> Path:
+    "Where the executed notebook of a demo goes."
+    suffix = f'_stage{own["stage"]}' if 'stage' in own else '_own' if 'model' in own else ''
+    return folder/'notebooks'/f'{name}{suffix}.ipynb'
 
 # %% ../nbs/14_cli.ipynb #6295d6cd
-def demo_steps(
-    minutes: float = 0.,  # budget of the whole; 0 = none, the trainings take the steps of their preset
-) -> list[tuple[dict, float]]:  # notebooks with their parameters, expected seconds
-    "The steps of the demo, each with its share of the budget."
-    if not minutes: return list(DEMO)
-    scale = minutes / sum(seconds for _, seconds in DEMO)
-    tokenizer = scale * next(seconds for notebooks, seconds in DEMO if '03_tokenizer' in notebooks)
-    steps = []
-    for notebooks, seconds in DEMO:
-        timed = {name: own | budget_parameters(name, scale * seconds, tokenizer)
-                 for name, own in notebooks.items()}
-        steps.append((timed, 60 * scale * seconds))
-    return steps
+def timed_notebooks(
+    folder: Path,     # of the run
+    budget: Budget,
+    notebooks: dict,  # of a step: name → its own parameters
+    share: float,     # of the step in what is left
+) -> dict:            # the same with the minutes that they train
+    "The notebooks of a step of the demo under a budget."
+    timed = {}
+    for name, own in notebooks.items():
+        given = {}
+        if name in ('03_tokenizer', '05_pretrain'):
+            given = dict(minutes=budget.give(executed_notebook(folder, name, own).stem, share))
+        if name == '05_pretrain': given |= dict(tokenizer_minutes=open_run(folder)[1].tokenizer_minutes)
+        timed[name] = own | given
+    return timed
 
 # %% ../nbs/14_cli.ipynb #4bd1f46e
 def time_left(
@@ -732,16 +760,6 @@ def side_by_side(
             for task in under_way: task.result()
         finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/14_cli.ipynb #e42d236d
-def executed_notebook(
-    folder: Path,  # of the run
-    name: str,     # of the notebook
-    own: dict,     # its own parameters
-) -> Path:
-    "Where the executed notebook of a demo goes."
-    suffix = f'_stage{own["stage"]}' if 'stage' in own else '_own' if 'model' in own else ''
-    return folder/'notebooks'/f'{name}{suffix}.ipynb'
-
 # %% ../nbs/14_cli.ipynb #0da906f5
 def notebook_tasks(
     args,
@@ -775,19 +793,22 @@ def run_notebooks(
 
     Raises `PieceOver` where the minutes of `--piece` are over before.
     """
-    begin, taken, steps = time.monotonic(), 0, demo_steps(args.minutes)
+    begin, taken, budget = time.monotonic(), 0, Budget(folder, args.minutes)
     until = begin + 60 * args.piece if args.piece else math.inf
-    for i, (notebooks, seconds) in enumerate(steps):
+    for i, (notebooks, seconds) in enumerate(DEMO):
+        spent, missing = time.monotonic() - begin, sum(expected for _, expected in DEMO[i:])
+        left = budget.left if args.minutes else time_left(spent, taken, missing)
+        if args.minutes: notebooks = timed_notebooks(folder, budget, notebooks, seconds / missing)
         tasks = notebook_tasks(args, folder, notebooks)
         if not tasks: continue
         titles = ', '.join(target.stem for _, target, _ in tasks)
-        spent, missing = time.monotonic() - begin, sum(expected for _, expected in steps[i:])
-        left = time_left(spent, taken, missing)
-        print(f'[{i + 1}/{len(steps)}] {titles} · '
+        print(f'[{i + 1}/{len(DEMO)}] {titles} · '
               f'{spent / 60:.1f} min so far, about {left / 60:.0f} min left', flush=True)
         tasks = [task for task in tasks if not task[1].exists()]
         if tasks: taken += seconds
-        side_by_side(tasks, until)
+        try: side_by_side(tasks, until)
+        finally:
+            if args.minutes: budget.keep()
         if tasks and list(notebooks) == ['inference/first_look']: say_look(folder)
 
 # %% ../nbs/14_cli.ipynb #a364b59e
@@ -843,6 +864,8 @@ def demo(args) -> int:
     "Everything on synthetic studies: tokenizers, both stages, four evaluations, a page to look at."
     check_budget(args)
     folder, begin = run_path(args.run), time.monotonic()
+    if (folder/'settings.json').exists(): args.preset = args.preset or open_run(folder)[1].preset
+    args.preset = args.preset or 'small'
     if not (Path(args.notebooks)/'03_tokenizer.ipynb').exists():
         raise UserError(f'no notebooks in {args.notebooks}: run the demo in a checkout, '
                         'or name their folder with --notebooks')
@@ -982,7 +1005,7 @@ def add_pretrain_options(p: Parser):
 def add_making_options(p: Parser):
     "Options of the commands that make a run."
     is_demo = p.prog.endswith('demo')
-    p.add_argument('--preset', default='small' if is_demo else '',
+    p.add_argument('--preset', default='',
                    help=f'{", ".join(PRESETS)} (default: that of the run, else small)')
     p.add_argument('--data', default='',
                    help='a manifest or a table of images and texts, CSV (default: synthetic studies)')
@@ -1013,7 +1036,7 @@ def add_model_options(p: Parser) -> Parser:
 def add_use_options(p: Parser) -> Parser:
     "Options of the commands that use a model on images."
     p.add_argument('-o', '--out', default='',
-                   help='.jsonl, .csv, .parquet or .txt: a table, and a killed call goes on; '
+                   help='.jsonl, .csv or .parquet (of texts also .txt): a table, and a killed call goes on; '
                         'of pictures also a PNG or a folder (default: onto the screen, pictures here)')
     p.add_argument('--batch', type=int, default=0, help='images at once (default: what fits into memory)')
     return add_model_options(p)

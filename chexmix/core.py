@@ -15,7 +15,7 @@ __all__ = ['PRESETS', 'NO_MEMORY', 'RENAMED', 'USUAL', 'UserError', 'import_pack
            'default_device', 'rng']
 
 # %% ../nbs/00_core.ipynb #bb8f22a7
-import fcntl, hashlib, importlib, json, os, shutil, socket, sys, zlib
+import fcntl, hashlib, importlib, json, os, re, shutil, socket, sys, zlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -203,7 +203,7 @@ def changed(
 def parse_changes(
     words: list[str],  # NAME=VALUE
 ) -> dict:
-    """Values as JSON reads them, or else as text.
+    """Values as JSON reads them, also `.5` for `0.5`, or else as text.
 
     Raises `UserError` where there is no `=`.
     """
@@ -211,7 +211,8 @@ def parse_changes(
     for word in words:
         name, equals, value = word.partition('=')
         if not equals: raise UserError(f'--set takes NAME=VALUE, not {word!r}')
-        try: changes[name] = json.loads(value)
+        number = re.sub(r'^(-?)\.(?=\d)', r'\g<1>0.', value)
+        try: changes[name] = json.loads(number)
         except ValueError: changes[name] = value
     return changes
 
@@ -464,16 +465,18 @@ def ensure_settings(
     folder: str | Path,  # made where it does not exist
     config: dict,        # what decides the content, as JSON can hold it
 ) -> Path:
-    """Make `folder` belong to `config`, or check that it already does.
+    """Make `folder` belong to `config`, or check that it already does; settings alone are replaced.
 
     Raises `UserError` naming the first value that differs.
     """
     folder = Path(folder)
     remove_leftovers(folder)
     config = json.loads(json.dumps(config))  # as it will be read: tuples become lists
-    if not (folder/'settings.json').exists(): write_json(folder/'settings.json', config)
-    stored = with_new_names(read_json(folder/'settings.json'))
-    for name in sorted(stored.keys() | config.keys()):
+    path = folder/'settings.json'
+    holds_more = folder.exists() and any(other != path for other in folder.iterdir())
+    if not (path.exists() and holds_more): write_json(path, config)
+    stored = with_new_names(read_json(path))
+    for name in sorted(stored.keys() | config.keys(), key=lambda name: (name != 'preset', name)):
         if stored.get(name) != config.get(name):
             raise UserError(f'{folder} was made with {name}={stored.get(name)!r}, not {config.get(name)!r}: '
                             'choose another run, or delete that folder')

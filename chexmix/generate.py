@@ -264,8 +264,10 @@ def generate_reports(
     """A report for each study as text ids, without the closing id.
 
     Greedy, unless options of transformers' `generate` are given.
-    Raises `UserError` where the context leaves no room."""
+    Raises `UserError` where the context leaves no room, or for a guidance below 0."""
     if guidance is None: guidance = getattr(model.config, 'guidance', 1.)
+    if not 0 <= guidance < math.inf:
+        raise UserError(f'guidance must be 0 or more and finite, not {guidance}')
     copies = generate_kwargs.get('num_return_sequences', 1)
     reports = [None] * (copies * len(codes))
     for rows, own_codes, own_mask in equally_long(codes, mask):

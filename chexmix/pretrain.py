@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'DEFAULT_MASKING', 'STABLE', 'StageConfig', 'check_values', 'check_combinations', 'check_stage_config',
-           'get_stage_config', 'sample_ratios', 'mask_batch', 'measure_store', 'check_store', 'reads_text_first',
-           'as_batch', 'process_share', 'check_batch', 'code_columns', 'text_lengths', 'draw_codes', 'read_rows',
-           'Batches', 'StudySource', 'phantom_report', 'phantom_image', 'phantom_source', 'single_threaded_processor',
-           'order_of_window', 'fresh_texts', 'fresh_codes', 'fresh_window', 'make_windows', 'FreshBatches',
-           'MaskInputs', 'AddTargets', 'Pretraining', 'swap_images', 'ordered_ids', 'mean_losses', 'Validator',
-           'printable', 'plot_reports', 'panel_images', 'panel_axes', 'plot_panel', 'Panel', 'environment',
-           'settings_table', 'losses_table', 'card_header', 'slug', 'loss_results', 'model_card', 'random_weights',
-           'set_dropout', 'start_weights', 'move_weights_last', 'save_stage', 'ComputeOptions', 'split_changes',
-           'shared_changes', 'stage_batches', 'stage_learning_rate', 'training_summary', 'steps_seen',
+           'get_stage_config', 'ComputeOptions', 'split_changes', 'plan_stage', 'sample_ratios', 'mask_batch',
+           'measure_store', 'check_store', 'reads_text_first', 'as_batch', 'process_share', 'check_batch',
+           'code_columns', 'text_lengths', 'draw_codes', 'read_rows', 'Batches', 'StudySource', 'phantom_report',
+           'phantom_image', 'phantom_source', 'single_threaded_processor', 'order_of_window', 'fresh_texts',
+           'fresh_codes', 'fresh_window', 'make_windows', 'FreshBatches', 'MaskInputs', 'AddTargets', 'Pretraining',
+           'swap_images', 'ordered_ids', 'mean_losses', 'Validator', 'printable', 'plot_reports', 'panel_images',
+           'panel_axes', 'plot_panel', 'Panel', 'environment', 'settings_table', 'losses_table', 'card_header', 'slug',
+           'loss_results', 'model_card', 'random_weights', 'set_dropout', 'start_weights', 'move_weights_last',
+           'save_stage', 'shared_changes', 'stage_batches', 'stage_learning_rate', 'training_summary', 'steps_seen',
            'stage_fit_settings', 'stage_callbacks', 'counted_flops', 'flops_an_id', 'speed_callbacks', 'uses_bfloat16',
            'StageJob', 'stage_job', 'masked_text', 'StageLearner', 'plot_study', 'compile_in_place', 'stage_learner',
            'get_learner', 'pretrain', 'load_model', 'dtype_of', 'command_line', 'main', 'launch_command', 'launch',
@@ -161,6 +161,51 @@ def get_stage_config(
     stage_config = changed(stage_config, **overrides)
     check_stage_config(stage_config, settings)
     return stage_config
+
+# %% ../nbs/05_pretrain.ipynb #05b00013
+@dataclass(frozen=True)
+class ComputeOptions:
+    "How a stage is computed: this does not decide what it learns, and is not saved."
+    n_parts: int = 0          # pieces a step is computed in, for less memory; 0 = as few as fit
+    recompute: bool = False   # activation checkpointing: less memory, a third more time
+    panels: int = 2           # panels plotted on the way, the last one at the end
+    checkpoint_seconds: float = 60.  # from one checkpoint to the next; 0 saves after every step
+    profile: bool = False     # write a trace of three steps
+    deterministic: bool = False  # the same bits in every run on a GPU; slower
+    compile: bool = False     # each layer by torch.compile
+
+    def __post_init__(self):
+        for name in ('n_parts', 'checkpoint_seconds'):
+            value = getattr(self, name)
+            if not value >= 0: raise UserError(f'{name} must be at least 0, not {value}')
+
+# %% ../nbs/05_pretrain.ipynb #05b00014
+def split_changes(
+    changes: dict,  # fields of `ComputeOptions` and of `StageConfig`
+) -> tuple[ComputeOptions, dict]:  # the options; fields of `StageConfig`
+    "Separate how a stage is computed from what it learns."
+    names = {field.name for field in fields(ComputeOptions)}
+    options = {name: value for name, value in changes.items() if name in names}
+    overrides = {name: value for name, value in changes.items() if name not in names}
+    return changed(ComputeOptions(), **options), overrides
+
+# %% ../nbs/05_pretrain.ipynb #97e45062
+def plan_stage(
+    settings: Settings,  # of the run
+    stage: int,          # 1 or 2
+    name: str,           # folder of the result; empty = stage1 or stage2
+    changes: dict,       # fields of `StageConfig` and of `ComputeOptions`
+    processes: int = 1,  # that share each step
+) -> tuple[ComputeOptions, StageConfig]:
+    """How a stage will be computed, and what decides what it learns.
+
+    Raises `UserError` for what it cannot have, before anything is trained."""
+    options, overrides = split_changes(changes)
+    stage_config = get_stage_config(settings, stage, **overrides)
+    check_batch_size(stage_config.batch, processes)
+    if name in ('.', '..') or name != Path(name).name:
+        raise UserError(f'{name} is no name of a stage: give its folder in the run without a path, as longer')
+    return options, stage_config
 
 # %% ../nbs/05_pretrain.ipynb #686061ae
 def sample_ratios(
@@ -824,33 +869,6 @@ def save_stage(
         shutil.rmtree(target/'training', ignore_errors=True)  # none was written where the period is infinite
     process_group.wait()
 
-# %% ../nbs/05_pretrain.ipynb #05b00013
-@dataclass(frozen=True)
-class ComputeOptions:
-    "How a stage is computed: this does not decide what it learns, and is not saved."
-    n_parts: int = 0          # pieces a step is computed in, for less memory; 0 = as few as fit
-    recompute: bool = False   # activation checkpointing: less memory, a third more time
-    panels: int = 2           # panels plotted on the way, the last one at the end
-    checkpoint_seconds: float = 60.  # from one checkpoint to the next; 0 saves after every step
-    profile: bool = False     # write a trace of three steps
-    deterministic: bool = False  # the same bits in every run on a GPU; slower
-    compile: bool = False     # each layer by torch.compile
-
-    def __post_init__(self):
-        for name in ('n_parts', 'checkpoint_seconds'):
-            value = getattr(self, name)
-            if not value >= 0: raise UserError(f'{name} must be at least 0, not {value}')
-
-# %% ../nbs/05_pretrain.ipynb #05b00014
-def split_changes(
-    changes: dict,  # fields of `ComputeOptions` and of `StageConfig`
-) -> tuple[ComputeOptions, dict]:  # the options; fields of `StageConfig`
-    "Separate how a stage is computed from what it learns."
-    names = {field.name for field in fields(ComputeOptions)}
-    options = {name: value for name, value in changes.items() if name in names}
-    overrides = {name: value for name, value in changes.items() if name not in names}
-    return changed(ComputeOptions(), **options), overrides
-
 # %% ../nbs/05_pretrain.ipynb #906ccc4e
 def shared_changes(
     folder: Path,   # of the run
@@ -1011,13 +1029,15 @@ def stage_job(
     changes: dict,   # fields of `StageConfig` and of `ComputeOptions`
 ) -> StageJob:
     "What is to be trained. Raises `UserError` where the folder was made with other settings."
-    options, overrides = split_changes(changes)
-    stage_config = get_stage_config(settings, stage, **overrides)
     folder, process_group = Path(folder), init_distributed()
-    if 'first_step' not in overrides:
+    options, stage_config = plan_stage(settings, stage, name, changes, process_group.world_size)
+    if 'first_step' not in changes:
         stage_config = replace(stage_config, first_step=steps_seen(folder, stage_config))
     target = folder/(name or f'stage{stage}')
-    if not process_group.rank: ensure_settings(target, saved_settings(stage_config))
+    if not process_group.rank:
+        if target.exists() and any(target.iterdir()) and not (target/'settings.json').exists():
+            raise UserError(f'{target} is no stage and holds other files: give the stage another name')
+        ensure_settings(target, saved_settings(stage_config))
     return StageJob(folder, target, settings, stage_config, options, process_group)
 
 # %% ../nbs/05_pretrain.ipynb #8383e1a1

@@ -329,7 +329,7 @@ def open_device(device: str | torch.device) -> torch.device:
     Raises `UserError` for one that is not here."""
     try:
         chosen = torch.device(device) if device else default_device()
-        torch.empty(1, device=chosen)
+        torch.zeros(1, device=chosen).item()  # `meta` holds no values
     except (RuntimeError, AssertionError) as e:
         here = ', '.join(['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))])
         raise UserError(f'no device {device}: choose one of {here}') from e

@@ -233,7 +233,8 @@ def check_batch_size(
     batch: int,       # rows
     world_size: int,  # processes
 ):
-    "Raise `UserError` where a batch is too small to be shared by all processes."
+    "Raise `UserError` for no process, or where a batch is too small to be shared by all of them."
+    if world_size < 1: raise UserError(f'processes must be at least 1, not {world_size}')
     if batch >= world_size: return
     raise UserError(f'{world_size} processes share a batch of {batch} studies: '
                     'start fewer processes, or choose a larger batch')

@@ -1,0 +1,41 @@
+#!/bin/bash
+# docs/gpu.sh base 25 0      checks and speeds of a GPU, each once, then the study `base` in 25 minutes
+# docs/gpu.sh base 25 9      the same in pieces of 9 minutes: again until the study is at its end
+# In the root of a checkout, with chexmix, pytest and papermill on the path.
+set -euo pipefail
+preset=$1 minutes=$2 piece=$3 runs=$PWD/runs/gpu
+
+left() {  # seconds of this piece; a day where there are no pieces
+  python -c "print(max(1, round(60 * $piece) - $SECONDS) if $piece else 86400)"
+}
+
+once() {  # name, command …: unless it has succeeded before
+  local name=$1 code=0
+  shift
+  [ ! -f "$runs/$name.done" ] || return 0
+  echo "$name: $*"
+  timeout "$(left)" "$@" || code=$?
+  if [ $code = 124 ]; then
+    echo "the $piece minutes of this piece are over within the $name. To go on: the same command; it begins anew"
+    exit 0
+  fi
+  [ $code = 0 ] || { echo "the $name failed; the study alone: chexmix demo --preset $preset --run $preset" >&2; exit $code; }
+  touch "$runs/$name.done"
+}
+
+if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  mkdir -p "$runs"
+  export CHEXMIX_RUNS=$runs
+  once tests python -m pytest -q -rs -m gpu tests
+  once speeds papermill --cwd nbs nbs/13_benchmarks.ipynb "$runs/speeds.ipynb" -p run tiny -p files 10
+  unset CHEXMIX_RUNS
+else echo 'checks and speeds of a GPU: not run, torch finds none on this machine'
+fi
+if [ "$piece" != 0 ] && [ "$SECONDS" -gt 20 ]; then  # the checks took a part of it
+  if [ "$(left)" -lt 120 ]; then
+    echo "the $piece minutes of this piece are over. To go on: the same command"
+    exit 0
+  fi
+  piece=$(python -c "print(round($(left) / 60, 2))")
+fi
+chexmix demo --preset "$preset" --run "$preset" --minutes "$minutes" --piece "$piece"
