@@ -797,7 +797,8 @@ def run_notebooks(
     until = begin + 60 * args.piece if args.piece else math.inf
     for i, (notebooks, seconds) in enumerate(DEMO):
         spent, missing = time.monotonic() - begin, sum(expected for _, expected in DEMO[i:])
-        left = budget.left if args.minutes else time_left(spent, taken, missing)
+        left = budget.left if args.minutes else 0
+        left = left or time_left(spent, taken, missing)
         if args.minutes: notebooks = timed_notebooks(folder, budget, notebooks, seconds / missing)
         tasks = notebook_tasks(args, folder, notebooks)
         if not tasks: continue

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AllowedIds', 'report_ids', 'PreallocatedLayer', 'preallocated_cache', 'last_position_only', 'prefill', 'head_rows',
-           'next_state', 'greedy_decode', 'generate_with_transformers', 'report_prompt', 'room_for_text',
+           'next_state', 'FixedStep', 'greedy_decode', 'generate_with_transformers', 'report_prompt', 'room_for_text',
            'until_closing', 'generate_in_batch', 'equally_long', 'generate_reports', 'sample_index', 'choose_codes',
            'guess_codes', 'n_still_masked', 'least_certain', 'fill_in_rounds', 'fill_left_to_right', 'code_positions',
            'fill_image', 'pad_left', 'append_image', 'append_image_in_rounds', 'image_prompts', 'generate_images',
@@ -15,6 +15,7 @@ __all__ = ['AllowedIds', 'report_ids', 'PreallocatedLayer', 'preallocated_cache'
 import copy, itertools, math
 from contextlib import contextmanager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
@@ -56,6 +57,7 @@ class PreallocatedLayer(DynamicLayer):
     ):
         super().__init__()
         self.batch, self.capacity, self.rows = batch, capacity, slice(None)
+        self.position = None  # (1,) where the next id goes, for `FixedStep`; None = after the last one
 
     def select(self, rows: slice, length: int):
         "From now on work on these sequences, of which `length` ids are there."
@@ -74,6 +76,10 @@ def update(self: PreallocatedLayer, key_states, value_states, *args, **kwargs):
     if not self.is_initialized:
         self.lazy_initialization(key_states, value_states)
         self.reserved = [self.reserve(key_states), self.reserve(value_states)]
+    if self.position is not None:
+        for memory, new in zip(self.reserved, (key_states, value_states)):
+            memory.index_copy_(2, self.position, new)
+        return self.reserved
     start = self.get_seq_length()
     stop = start + key_states.shape[2]
     for memory, new in zip(self.reserved, (key_states, value_states)):
@@ -133,12 +139,59 @@ def head_rows(
 # %% ../nbs/model/generate.ipynb #28b90bb2
 def next_state(
     model: PhiForCausalLM,
-    ids: torch.Tensor,  # (B, 1) the newest id of each sequence
     cache: Cache,       # all ids before; grows by one
+    ids: torch.Tensor,  # (B, 1) the newest id of each sequence
 ) -> torch.Tensor:      # (B, D)
     "The hidden state after one more id."
     output = model.model(ids, past_key_values=cache, use_cache=True)
     return output.last_hidden_state[:, -1]
+
+# %% ../nbs/model/generate.ipynb #f63b3e34
+class FixedStep:
+    "One more id for each sequence, with the same shapes and places at every step; on a GPU a CUDA graph."
+    def __init__(
+        self,
+        model: PhiForCausalLM,
+        cache: Cache,  # of `PreallocatedLayer`, from `prefill`; it serves this alone from now on
+    ):
+        layer, n_read, device = cache.layers[0], cache.get_seq_length(), model.device
+        self.model, self.cache = model, cache
+        self.ids = torch.zeros(layer.batch, 1, dtype=torch.long, device=device)
+        self.position = torch.tensor([n_read], device=device)
+        self.visible = (torch.arange(layer.capacity, device=device) < n_read)[None, None, None]
+        self.n_steps, self.graph, self.state = 0, None, None
+        for layer in cache.layers: layer.position = self.position
+
+    def compute(self) -> torch.Tensor:  # (B, D)
+        "The hidden state after `ids`."
+        self.visible.index_fill_(3, self.position, True)
+        output = self.model.model(
+            self.ids, attention_mask=self.visible.expand(len(self.ids), -1, -1, -1),
+            position_ids=self.position[None], past_key_values=self.cache, use_cache=True)
+        self.position.add_(1)
+        return output.last_hidden_state[:, -1]
+
+    def record(self) -> torch.Tensor:  # (B, D)
+        "Record this step, and compute it once more without the graph."
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph): self.state = self.compute()
+        graph.replay()
+        recorded = self.state.clone()
+        self.position.sub_(1)
+        computed = self.compute()
+        if (recorded - computed).norm() <= .01 * computed.norm(): self.graph = graph
+        return computed
+
+    def __call__(
+        self,
+        ids: torch.Tensor,  # (B, 1) the newest id of each sequence
+    ) -> torch.Tensor:      # (B, D)
+        self.ids.copy_(ids)
+        self.n_steps += 1
+        if self.n_steps == 2 and self.ids.is_cuda: return self.record()  # the first one has warmed up
+        if self.graph is None: return self.compute()
+        self.graph.replay()
+        return self.state
 
 # %% ../nbs/model/generate.ipynb #3a819694
 def greedy_decode(
@@ -158,9 +211,11 @@ def greedy_decode(
     forbidden_at_first = forbidden.index_fill(0, closing, True)
     closed = torch.zeros(len(state) // copies, 1, dtype=torch.bool, device=state.device)
     new = []
+    fixed = model.device.type == 'cuda' and isinstance(cache.layers[0], PreallocatedLayer)
+    step = FixedStep(model, cache) if fixed else partial(next_state, model, cache)
     with evaluating(model):
         while len(new) < most and not closed.all():
-            if new: state = next_state(model, new[-1].repeat(copies, 1), cache)
+            if new: state = step(new[-1].repeat(copies, 1))
             logits = F.linear(state, weight, bias)  # (B, K)
             forbidden_now = forbidden_at_first if len(new) < least else forbidden
             logits = guided_logits(logits, forbidden_now, guidance)

@@ -32,6 +32,7 @@ from datasets import Dataset
 from fastcore.basics import patch
 from huggingface_hub import EvalResult, ModelCardData
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, StateDictOptions
+from torch.nn.attention import sdpa_kernel, SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils.logging import disable_progress_bar
 
@@ -975,8 +976,8 @@ def stage_callbacks(
 def counted_flops(
     work: Callable,  # without arguments; on the device `meta` nothing is computed
 ) -> int:
-    "The floating-point operations of `work`, as PyTorch counts them."
-    with FlopCounterMode(display=False) as counter: work()
+    "The floating-point operations of `work`, as PyTorch counts them; attention as the products that it is."
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter: work()
     return counter.get_total_flops()
 
 # %% ../nbs/05_pretrain.ipynb #0120b14f

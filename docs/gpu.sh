@@ -39,3 +39,9 @@ if [ "$piece" != 0 ] && [ "$SECONDS" -gt 20 ]; then  # the checks took a part of
   piece=$(python -c "print(round($(left) / 60, 2))")
 fi
 chexmix demo --preset "$preset" --run "$preset" --minutes "$minutes" --piece "$piece"
+
+# The finished weights, small enough to carry away: in bfloat16, in pieces of at most 16 MB that are joined when opened
+own=${CHEXMIX_RUNS:-runs}
+if [ -f "$own/$preset/notebooks/11_results.ipynb" ] && [ ! -d "$own/${preset}_weights" ]; then
+  chexmix export --run "$preset" -o "$own/${preset}_weights" --piece-mb 16
+fi

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch.nn.attention import sdpa_kernel, SDPBackend
 
 from chexmix.core import open_run, read_json
-from chexmix.generate import generate_reports
-from chexmix.model import causal_loss, select_targets
+from chexmix.generate import FixedStep, generate_reports, next_state, prefill, report_prompt
+from chexmix.model import causal_loss, evaluating, select_targets
 from chexmix.pretrain import load_model, pretrain
 from chexmix.processor import collate, Processor
 from chexmix.radiograph import read_images
@@ -132,6 +132,18 @@ def test_a_static_cache_writes_the_same_reports(run):
     texts = generate_reports(model, codes, max_new_tokens=20, guidance=1)
     static = generate_reports(model, codes, max_new_tokens=20, cache_implementation='static')
     assert sum(a != b for a, b in zip(texts, static)) <= 1
+
+
+def test_a_recorded_step_is_the_step(run):
+    "After two steps a CUDA graph is replayed, and its states are those of the growing cache."
+    model, codes = load_model(run)[0].cuda(), torch.tensor(open_store(run/'store')['codes'][:8])
+    prompt = report_prompt(model, codes)
+    step, (_, growing) = FixedStep(model, prefill(model, prompt, 6)[1]), prefill(model, prompt, 6)
+    with evaluating(model):
+        for k in range(6):
+            ids = torch.full((8, 1), 5 + k, device='cuda')
+            assert distance(step(ids), next_state(model, growing, ids)) < 1e-3
+    assert step.graph is not None
 
 
 def test_the_image_tokenizer_trains(run):
