@@ -7,10 +7,12 @@ __all__ = ['LEVEL', 'SECONDARY', 'study_groups', 'detectable_findings', 'both_re
            'probe_branch', 'asked_statements', 'likelihood_in_parts', 'ask_branch', 'branch_mark', 'branch_scores',
            'best_readings', 'auroc_statistic', 'mean_auroc', 'masking_difference', 'masking_verdict',
            'seed_differences', 'seeds_to_decide', 'ratio_differences', 'plot_differences', 'secondary_values',
-           'kept_secondary', 'secondary_records', 'secondary_table', 'branch_records', 'branch_steps',
+           'kept_secondary', 'secondary_records', 'secondary_table', 'box_cells', 'finding_areas', 'hidden_shares',
+           'with_findings', 'box_records', 'plot_boxes', 'box_table', 'branch_records', 'branch_steps',
            'difference_record', 'verdict_table']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +28,8 @@ from .core import progress, read_json, UserError
 from .inpaint import fill_in_batches, keep_filling, mask_studies, model_filling
 from .metrics import (
     bootstrap_interval, ConfidenceInterval, macro, paired_interval, weighted_auroc)
-from .model import ChexmixForCausalLM
+from .model import ChexmixForCausalLM, study_masks
+from .phantom import make_phantom
 from .plots import label_lines, PALETTE, save_figure
 from .pretrain import load_model
 from .processor import Processor
@@ -433,6 +436,117 @@ def secondary_table(
         kind = r.detail.get('mask_kind', '')
         rows.append(dict(metric=r.metric, hidden=f'{hidden:.0%} {kind}'.strip(), reading=reading, n=r.n,
                          masked=f'{of_masked:.4f}', unmasked=f'{of_unmasked:.4f}', difference=difference))
+    return pd.DataFrame(rows)
+
+# %% ../nbs/compare/masking_study.ipynb #78b4b488
+def box_cells(
+    box: tuple,  # left, top, right, bottom, as fractions of the image
+    grid: int,   # cells on each side
+) -> np.ndarray: # (grid²,)
+    "The area of a box in each cell of the grid, row by row, as a fraction of the image."
+    left, top, right, bottom = box
+    edges = np.linspace(0, 1, grid + 1)
+
+    def overlap(low, high): return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None)
+    return np.outer(overlap(top, bottom), overlap(left, right)).ravel()
+
+# %% ../nbs/compare/masking_study.ipynb #2a3d20d6
+def finding_areas(
+    study_id: str,        # of a synthetic study
+    findings: list[str],
+    grid: int,            # cells on each side
+) -> np.ndarray:          # (F, grid²); NaN where the study lacks the finding
+    "The area of each finding's boxes in each cell."
+    seed, k = map(int, re.fullmatch(r'p(\d+)-(\d+)', study_id).groups())
+    areas = np.full((len(findings), grid**2), np.nan)
+    for found in make_phantom(seed, k, 64).findings:
+        if found.name not in findings: continue
+        row = areas[findings.index(found.name)]
+        row[:] = np.nan_to_num(row) + box_cells(found.box, grid)
+    return areas
+
+# %% ../nbs/compare/masking_study.ipynb #3b04090f
+def hidden_shares(
+    study_ids: list[str],  # of synthetic studies
+    findings: list[str],
+    ratios: list[float],
+    grid: int,      # cells on each side
+    seed: int = 0,  # of masks
+) -> np.ndarray:    # (N, R, F); NaN where a study lacks the finding
+    "The share of each finding that each mask hides, by the area of its boxes."
+    masks = torch.stack([study_masks(study_ids, grid**2, ratio, seed) for ratio in ratios], 1)  # (N, R, n)
+    shares = []
+    for study_id, mask in zip(progress(study_ids, 'boxes of findings'), masks.double().numpy()):
+        areas = finding_areas(study_id, findings, grid)
+        shares.append(mask @ areas.T / areas.sum(1))
+    return np.stack(shares)
+
+# %% ../nbs/compare/masking_study.ipynb #ff801916
+def with_findings(
+    kept: StudyValues,   # scores at a ratio
+    hidden: np.ndarray,  # (N, F) from `hidden_shares`, of the same studies and findings
+    side: str,           # visible or hidden
+) -> StudyValues:
+    "The scores without the studies whose finding is less visible, or less hidden, than the whole image."
+    labels, ratio = kept.values['labels'].copy(), kept.detail['ratio']
+    stays = hidden < ratio if side == 'visible' else hidden > ratio
+    labels[(labels == 1) & ~stays] = np.nan
+    return replace(kept, values=kept.values | dict(labels=labels))
+
+# %% ../nbs/compare/masking_study.ipynb #ea0adbd1
+def box_records(
+    masked: list[list[StudyValues]],    # of the branch with masks, for each seed of training
+    unmasked: list[list[StudyValues]],  # of the branch without
+    by: str,             # probe or asking
+    hidden: np.ndarray,  # (N, R, F) from `hidden_shares`, of the same studies and findings
+    seed: int = 0,       # of the bootstrap
+) -> list[Record]:
+    "Masked minus unmasked for visible and for hidden findings at each ratio; `values` has both branches."
+    chosen = [[best_readings(kept, by) for kept in branch] for branch in (masked, unmasked)]
+    records, once = [], np.ones((1, len(hidden)))
+    for k, ratio in enumerate(chosen[0][0]):
+        for side in ('visible', 'hidden'):
+            def of_side(branch): return [with_findings(best[ratio], hidden[:, k], side) for best in branch]
+            one, other = map(of_side, chosen)
+            r = paired_record(one, other, 'AUROC macro', auroc_statistic, seed)
+            values = [float(np.mean([auroc_statistic(kept)(once) for kept in of])) for of in (one, other)]
+            detail = dict(by=by, ratio=ratio, finding=side, minus=other[0].model, seeds=len(one))
+            records.append(replace(r, detail=detail | dict(means=values)))
+    return records
+
+# %% ../nbs/compare/masking_study.ipynb #86306b2b
+def plot_boxes(
+    records: list[Record],     # from `box_records`, of both ways
+    path: Path | None = None,  # the picture is also written there
+):
+    "AUROC of both branches over the hidden share, for visible and hidden findings; a panel a way."
+    ways = list(dict.fromkeys(r.detail['by'] for r in records))
+    fig, axes = plt.subplots(1, len(ways), figsize=(4.6 * len(ways), 2.8), dpi=100, squeeze=False,
+                             sharey=True, layout='constrained')
+    for ax, by in zip(axes[0], ways):
+        for side, line in (('visible', '-'), ('hidden', '--')):
+            rows = [r for r in records if (r.detail['by'], r.detail['finding']) == (by, side)]
+            x = [100 * r.detail['ratio'] for r in rows]
+            for k, (name, color) in enumerate((('masked', 'stage2'), ('unmasked', 'stage1'))):
+                ax.plot(x, [r.detail['means'][k] for r in rows], line, marker='o', ms=4, color=PALETTE[color],
+                        label=f'{name}, finding rather {side}')
+        ax.set(title=f'by {by}', xlabel='share of the codes that is hidden, %')
+    axes[0, 0].set_ylabel('AUROC')
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=2, frameon=False)
+    save_figure(fig, path)
+    return fig
+
+# %% ../nbs/compare/masking_study.ipynb #4622ee70
+def box_table(
+    records: list[Record],  # from `box_records`
+) -> pd.DataFrame:
+    "Both branches for visible and hidden findings, and the difference with its 95% interval."
+    rows = []
+    for r in records:
+        means = dict(zip(('masked', 'unmasked'), np.round(r.detail['means'], 3)))
+        difference = f'{r.value:+.3f} ({r.low:+.3f} to {r.high:+.3f})'
+        about = {name: r.detail[name] for name in ('by', 'ratio', 'finding')}
+        rows.append(about | means | dict(difference=difference, n=r.n))
     return pd.DataFrame(rows)
 
 # %% ../nbs/compare/masking_study.ipynb #62d7ba34

@@ -4,7 +4,9 @@ from dataclasses import replace
 import numpy as np, pytest
 
 from chexmix.core import UserError
-from chexmix.masking_study import best_readings, masking_difference, masking_verdict, secondary_records
+from chexmix.masking_study import (
+    best_readings, box_records, hidden_shares, masking_difference, masking_verdict, secondary_records,
+    with_findings)
 from chexmix.metrics import ConfidenceInterval
 from chexmix.records import kept_values, StudyValues
 
@@ -77,3 +79,25 @@ def test_secondary_differences_are_means_over_the_seeds_of_training():
     error, accuracy = secondary_records(masked, unmasked)
     assert error.value == pytest.approx(.2) and error.detail['values'] == pytest.approx([.3, .1])
     assert (accuracy.value, accuracy.detail['seeds']) == (0, 2)
+
+
+def test_visible_and_hidden_findings_are_told_apart():
+    "One branch reads visible findings perfectly and hidden ones by chance; each side keeps all negatives."
+    chance = branch('unmasked', noise=50)[:1]
+    labels = chance[0].values['labels']
+    hidden = np.where(labels == 1, np.arange(200)[:, None] % 2, np.nan)  # wholly visible, or wholly hidden
+    sides = {side: with_findings(chance[0], hidden, side).values['labels'] for side in ('visible', 'hidden')}
+    for kept in sides.values(): assert np.array_equal(kept == 0, labels == 0)
+    assert np.array_equal(np.nansum([sides['visible'] == 1, sides['hidden'] == 1], 0), labels)
+    scores = np.where((labels == 1) & (hidden == 0), 1e3, chance[0].values['scores'])
+    reads = [replace(chance[0], model='masked', values=dict(labels=labels, scores=scores))]
+    visible, unseen = box_records([reads], [chance], 'probe', hidden[:, None])
+    assert (visible.detail['finding'], unseen.detail['finding']) == ('visible', 'hidden')
+    assert visible.detail['means'][0] == 1 and visible.low > 0 and unseen.value == 0
+
+
+def test_a_mask_of_nothing_and_one_of_everything():
+    shares = hidden_shares([f'p0-{k:06}' for k in range(12)], ['Cardiomegaly', 'Pneumonia'], [0, 1], 8)
+    assert np.isfinite(shares).any() and not np.isfinite(shares).all()
+    assert np.array_equal(np.isfinite(shares[:, 0]), np.isfinite(shares[:, 1]))
+    assert np.nanmax(shares[:, 0]) == 0 and np.allclose(shares[:, 1][np.isfinite(shares[:, 1])], 1)
