@@ -31,7 +31,7 @@ from transformers import PhiForCausalLM
 from .benchmarks_training import trained_model, update
 from .core import get_settings, Layout, Settings
 from .embeddings import embed
-from .model import ChexmixForCausalLM, new_config, new_model, select_targets
+from .model import ChexmixForCausalLM, new_config, select_targets
 from .phantom import make_phantom
 from .pretrain import compile_in_place, counted_flops, flops_an_id, get_stage_config
 from .processor import collate
@@ -429,7 +429,7 @@ def plain_training_speed(
 ) -> float:  # ids a second
     "Training of transformers' own model of the same size by a plain loop, with AdamW and all logits at once."
     layout = preset_layout(settings)
-    with device: lm = PhiForCausalLM(new_model(settings, layout, 0).config).train()
+    with device: lm = PhiForCausalLM(new_config(settings, layout, 'context', True)).train()
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-4)
     ids = random_studies(layout, rows, length).to(device)
     inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)

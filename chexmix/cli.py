@@ -12,12 +12,12 @@ __all__ = ['EVALUATIONS', 'DEMO', 'TRAINED', 'PROGRESS', 'SHORTEST_PIECE', 'ANY_
            'opened', 'without_images', 'is_table', 'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify',
            'inpaint', 'report', 'parse_layers', 'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve',
            'parse_ratios', 'evaluation_options', 'evaluation', 'evaluated_stages', 'evaluate', 'export', 'pack',
-           'audit', 'Budget', 'executed_notebook', 'timed_notebooks', 'time_left', 'ProgressLines', 'PieceOver',
-           'execute', 'side_by_side', 'notebook_tasks', 'say_look', 'run_notebooks', 'check_budget', 'going_on',
-           'finished_notebooks', 'end_of_piece', 'demo', 'add_making_commands', 'add_share_options',
-           'add_using_commands', 'add_embed_options', 'add_retrieve_options', 'add_pretrain_options',
-           'add_making_options', 'add_model_options', 'add_use_options', 'add_evaluate_commands', 'build_parser',
-           'import_for_answers', 'run_command', 'main', 'console']
+           'audit', 'Budget', 'executed_notebook', 'minutes_given', 'timed_notebooks', 'time_left', 'ProgressLines',
+           'PieceOver', 'execute', 'side_by_side', 'notebook_tasks', 'say_look', 'run_notebooks', 'check_budget',
+           'going_on', 'finished_notebooks', 'end_of_piece', 'demo_preset', 'demo', 'add_making_commands',
+           'add_share_options', 'add_using_commands', 'add_embed_options', 'add_retrieve_options',
+           'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
+           'add_evaluate_commands', 'build_parser', 'import_for_answers', 'run_command', 'main', 'console']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
 import argparse, atexit, gc, importlib, logging, math, multiprocessing, os, re, shlex, shutil
@@ -207,25 +207,26 @@ def tokenizer(args) -> int:
 
 # %% ../nbs/14_cli.ipynb #179c2a2b
 def start_settings(args):
-    "Settings of the run that `pretrain` trains; with `--tokens-of` the run is made first."
-    from chexmix.tokenizer import share_tokens
+    "Settings of the run that `pretrain` trains; with `--tokens-of` those of that run, changed."
     if not args.tokens_of: return run_settings(args)
     if args.preset or args.data:
         raise UserError(f'a run that takes over tokens has the preset and data of {args.tokens_of}: '
                         'leave --preset and --data out')
-    run = share_tokens(args.run, args.tokens_of, args.seed, **parse_changes(args.set))
-    return open_run(run)[1]
+    own = dict(seed=args.seed) if args.seed else {}
+    return changed(open_run(args.tokens_of)[1], **own, **parse_changes(args.set))
 
 # %% ../nbs/14_cli.ipynb #000c72b9
 def pretrain(args) -> int:
     "Train stage 1 or stage 2 of a run."
     import pandas as pd
     from chexmix.pretrain import launch, plan_stage, pretrain, shared_changes
-    from chexmix.tokenizer import prepare_run
+    from chexmix.tokenizer import prepare_run, share_tokens
     settings, changes = start_settings(args), compute_changes(args)
     for name in ('steps', 'lr', 'fresh'):
-        if value := getattr(args, name): changes[name] = value
-    plan_stage(settings, args.stage, args.name, changes, args.processes)
+        if getattr(args, name) is not None: changes[name] = getattr(args, name)
+    plan_stage(run_path(args.run), settings, args.stage, args.name, changes, args.processes)
+    if args.tokens_of:
+        settings = open_run(share_tokens(args.run, args.tokens_of, args.seed, **parse_changes(args.set)))[1]
     folder = prepare_run(args.run, settings)
     if args.processes == 1: train = partial(pretrain, folder, settings)
     else: train = partial(launch, folder, processes=args.processes)
@@ -616,15 +617,21 @@ DEMO = (  # notebooks of a step with their own parameters, seconds expected at p
 TRAINED = .8  # share of its notebook's time that a training takes; the rest draws, encodes and measures
 
 class Budget:
-    "Minutes of a demo: what is spent, over all calls, and what each training got when it began."
+    "Minutes of a demo, and how many of them all its calls have spent."
     def __init__(
         self,
         folder: Path,    # of the run; kept there in `budget.json`
         minutes: float,  # of the whole
     ):
-        self.place, self.minutes, self.begin = folder/'budget.json', minutes, time.monotonic()
-        saved = read_json(self.place) if self.place.exists() else dict(spent=0., given={})
-        self.before, self.given = saved['spent'], saved['given']
+        self.place, self.minutes, self.begin, self.before = folder/'budget.json', minutes, time.monotonic(), 0
+        if self.place.exists(): self.before = self.read()
+
+    def read(self) -> float:  # seconds
+        "What earlier calls have spent. Raises `UserError` where the file does not say it."
+        saved = read_json(self.place)
+        spent = saved.get('spent') if isinstance(saved, dict) else None
+        if isinstance(spent, (int, float)) and spent >= 0: return spent
+        raise UserError(f'{self.place} does not say what is spent: delete it, the demo goes on without')
 
     @property
     def spent(self) -> float:  # seconds
@@ -634,19 +641,14 @@ class Budget:
     def left(self) -> float:  # seconds
         return max(60 * self.minutes - self.spent, 0)
 
-    def keep(self): write_json(self.place, dict(spent=self.spent, given=self.given))
+    def keep(self): write_json(self.place, dict(spent=self.spent))
 
     def give(
         self,
-        training: str,  # its notebook
-        share: float,   # of what is left
-    ) -> float:         # minutes
-        "The same at every call; where nothing is left, a share of a tenth of the whole."
-        if training not in self.given:
-            left = max(self.left / 60, self.minutes / 10)
-            self.given[training] = max(.01, round(TRAINED * share * left, 2))
-            self.keep()
-        return self.given[training]
+        share: float,  # of what is left
+    ) -> float:        # minutes
+        "What a training gets; where nothing is left, a share of a tenth of the whole."
+        return max(.01, round(TRAINED * share * max(self.left / 60, self.minutes / 10), 2))
 
 # %% ../nbs/14_cli.ipynb #e42d236d
 def executed_notebook(
@@ -659,6 +661,18 @@ def executed_notebook(
     return folder/'notebooks'/f'{name}{suffix}.ipynb'
 
 # %% ../nbs/14_cli.ipynb #6295d6cd
+def minutes_given(
+    folder: Path,  # of the run
+    name: str,     # of the notebook that trains
+    own: dict,     # its own parameters
+) -> float | None:
+    "The budget that a training began with, None where it has not begun."
+    stage = own.get('stage')
+    path, field = folder/'settings.json', 'tokenizer_minutes'
+    if stage: path, field = folder/f'stage{stage}'/'settings.json', 'minutes'
+    return read_json(path).get(field, 0.) if path.exists() else None
+
+# %% ../nbs/14_cli.ipynb #9502ff58
 def timed_notebooks(
     folder: Path,     # of the run
     budget: Budget,
@@ -670,8 +684,9 @@ def timed_notebooks(
     for name, own in notebooks.items():
         given = {}
         if name in ('03_tokenizer', '05_pretrain'):
-            given = dict(minutes=budget.give(executed_notebook(folder, name, own).stem, share))
-        if name == '05_pretrain': given |= dict(tokenizer_minutes=open_run(folder)[1].tokenizer_minutes)
+            minutes = minutes_given(folder, name, own)
+            given = dict(minutes=budget.give(share) if minutes is None else minutes)
+        if name == '05_pretrain': given |= dict(tokenizer_minutes=minutes_given(folder, '03_tokenizer', {}))
         timed[name] = own | given
     return timed
 
@@ -793,13 +808,13 @@ def run_notebooks(
 
     Raises `PieceOver` where the minutes of `--piece` are over before.
     """
-    begin, taken, budget = time.monotonic(), 0, Budget(folder, args.minutes)
+    begin, taken = time.monotonic(), 0
+    budget = Budget(folder, args.minutes) if args.minutes else None
     until = begin + 60 * args.piece if args.piece else math.inf
     for i, (notebooks, seconds) in enumerate(DEMO):
         spent, missing = time.monotonic() - begin, sum(expected for _, expected in DEMO[i:])
-        left = budget.left if args.minutes else 0
-        left = left or time_left(spent, taken, missing)
-        if args.minutes: notebooks = timed_notebooks(folder, budget, notebooks, seconds / missing)
+        left = budget and budget.left or time_left(spent, taken, missing)
+        if budget: notebooks = timed_notebooks(folder, budget, notebooks, seconds / missing)
         tasks = notebook_tasks(args, folder, notebooks)
         if not tasks: continue
         titles = ', '.join(target.stem for _, target, _ in tasks)
@@ -809,7 +824,7 @@ def run_notebooks(
         if tasks: taken += seconds
         try: side_by_side(tasks, until)
         finally:
-            if args.minutes: budget.keep()
+            if budget: budget.keep()
         if tasks and list(notebooks) == ['inference/first_look']: say_look(folder)
 
 # %% ../nbs/14_cli.ipynb #a364b59e
@@ -860,13 +875,23 @@ def end_of_piece(
     print(going_on(args))
     return 0
 
+# %% ../nbs/14_cli.ipynb #4bb32b99
+def demo_preset(
+    folder: Path,  # of the run
+    preset: str,   # that was asked for; empty = that of the run, else small
+) -> str:
+    "The preset of a demo. Raises `UserError` where the run was made with another."
+    if not (folder/'settings.json').exists(): return preset or 'small'
+    own = open_run(folder)[1].preset
+    if preset in ('', own): return own
+    raise UserError(f'{folder} was made with preset {own}, not {preset}: choose another run')
+
 # %% ../nbs/14_cli.ipynb #4b9d0f05
 def demo(args) -> int:
     "Everything on synthetic studies: tokenizers, both stages, four evaluations, a page to look at."
     check_budget(args)
     folder, begin = run_path(args.run), time.monotonic()
-    if (folder/'settings.json').exists(): args.preset = args.preset or open_run(folder)[1].preset
-    args.preset = args.preset or 'small'
+    args.preset = demo_preset(folder, args.preset)
     if not (Path(args.notebooks)/'03_tokenizer.ipynb').exists():
         raise UserError(f'no notebooks in {args.notebooks}: run the demo in a checkout, '
                         'or name their folder with --notebooks')
@@ -990,15 +1015,15 @@ def add_pretrain_options(p: Parser):
     p.add_argument('--stage', type=int, default=1, choices=(1, 2),
                    help='1: next token; 2: masked (default: 1)')
     p.add_argument('--name', default='', help='folder of the result in the run (default: stage1 or stage2)')
-    p.add_argument('--steps', type=int, default=0, help="optimizer steps (default: the preset's)")
-    p.add_argument('--lr', type=float, default=0., help="peak learning rate (default: the preset's)")
+    p.add_argument('--steps', type=int, default=None, help="optimizer steps (default: the preset's)")
+    p.add_argument('--lr', type=float, default=None, help="peak learning rate (default: the preset's)")
     p.add_argument('--processes', type=int, default=1,
                    help='on this machine, which share each step (default: 1)')
     p.add_argument('--tokens-of', default='', metavar='RUN',
                    help='a new run takes over studies, tokenizers and token store of this finished one: '
                         'another --seed, or other steps and sizes of the language model with --set '
                         '(default: its own)')
-    p.add_argument('--fresh', action='store_true',
+    p.add_argument('--fresh', action='store_const', const=True,
                    help='synthetic runs: every step learns from studies that are made for it')
     add_compute_options(p)
 

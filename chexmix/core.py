@@ -203,7 +203,7 @@ def changed(
 def parse_changes(
     words: list[str],  # NAME=VALUE
 ) -> dict:
-    """Values as JSON reads them, also `.5` for `0.5`, or else as text.
+    """Values as JSON reads them, numbers also as `.5` or `5.`, or else as text.
 
     Raises `UserError` where there is no `=`.
     """
@@ -211,9 +211,10 @@ def parse_changes(
     for word in words:
         name, equals, value = word.partition('=')
         if not equals: raise UserError(f'--set takes NAME=VALUE, not {word!r}')
-        number = re.sub(r'^(-?)\.(?=\d)', r'\g<1>0.', value)
-        try: changes[name] = json.loads(number)
-        except ValueError: changes[name] = value
+        try: changes[name] = json.loads(value)
+        except ValueError:
+            is_number = re.fullmatch(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', value, re.IGNORECASE)
+            changes[name] = float(value) if is_number else value
     return changes
 
 # %% ../nbs/00_core.ipynb #8ff35ea0
@@ -465,17 +466,15 @@ def ensure_settings(
     folder: str | Path,  # made where it does not exist
     config: dict,        # what decides the content, as JSON can hold it
 ) -> Path:
-    """Make `folder` belong to `config`, or check that it already does; settings alone are replaced.
+    """Make `folder` belong to `config`, or check that it already does.
 
     Raises `UserError` naming the first value that differs.
     """
     folder = Path(folder)
     remove_leftovers(folder)
     config = json.loads(json.dumps(config))  # as it will be read: tuples become lists
-    path = folder/'settings.json'
-    holds_more = folder.exists() and any(other != path for other in folder.iterdir())
-    if not (path.exists() and holds_more): write_json(path, config)
-    stored = with_new_names(read_json(path))
+    if not (folder/'settings.json').exists(): write_json(folder/'settings.json', config)
+    stored = with_new_names(read_json(folder/'settings.json'))
     for name in sorted(stored.keys() | config.keys(), key=lambda name: (name != 'preset', name)):
         if stored.get(name) != config.get(name):
             raise UserError(f'{folder} was made with {name}={stored.get(name)!r}, not {config.get(name)!r}: '

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['AllowedIds', 'report_ids', 'PreallocatedLayer', 'preallocated_cache', 'last_position_only', 'prefill', 'head_rows',
-           'next_state', 'FixedStep', 'greedy_decode', 'generate_with_transformers', 'report_prompt', 'room_for_text',
-           'until_closing', 'generate_in_batch', 'equally_long', 'generate_reports', 'sample_index', 'choose_codes',
-           'guess_codes', 'n_still_masked', 'least_certain', 'fill_in_rounds', 'fill_left_to_right', 'code_positions',
-           'fill_image', 'pad_left', 'append_image', 'append_image_in_rounds', 'image_prompts', 'generate_images',
-           'image_cache', 'closed_texts', 'text_log_likelihood_after', 'text_log_likelihood', 'score_texts', 'TextTree',
-           'text_tree', 'tree_log_likelihood', 'score_continuations']
+           'next_state', 'FixedStep', 'can_be_fixed', 'greedy_decode', 'generate_with_transformers', 'report_prompt',
+           'room_for_text', 'until_closing', 'generate_in_batch', 'equally_long', 'generate_reports', 'sample_index',
+           'choose_codes', 'guess_codes', 'n_still_masked', 'least_certain', 'fill_in_rounds', 'fill_left_to_right',
+           'code_positions', 'fill_image', 'pad_left', 'append_image', 'append_image_in_rounds', 'image_prompts',
+           'generate_images', 'image_cache', 'closed_texts', 'text_log_likelihood_after', 'text_log_likelihood',
+           'score_texts', 'TextTree', 'text_tree', 'tree_log_likelihood', 'score_continuations']
 
 # %% ../nbs/model/generate.ipynb #89d52731
 import copy, itertools, math
@@ -66,8 +66,8 @@ class PreallocatedLayer(DynamicLayer):
         self.keys, self.values = (memory[rows, :, :length] for memory in self.reserved)
 
     def reserve(self, states):
-        "Memory for states (B, heads, T, D/heads) of all sequences."
-        return states.new_empty(self.batch, states.shape[1], self.capacity, states.shape[3])
+        "Memory for states (B, heads, T, D/heads) of all sequences; zeros, as `FixedStep` reads all of it."
+        return states.new_zeros(self.batch, states.shape[1], self.capacity, states.shape[3])
 
 # %% ../nbs/model/generate.ipynb #832aa3ff
 @patch
@@ -159,27 +159,43 @@ class FixedStep:
         self.ids = torch.zeros(layer.batch, 1, dtype=torch.long, device=device)
         self.position = torch.tensor([n_read], device=device)
         self.visible = (torch.arange(layer.capacity, device=device) < n_read)[None, None, None]
+        outside = torch.full((layer.batch,), model.config.layout.n_image + 1, device=device)
+        self.since = getattr(cache, 'since', outside).expand(layer.batch).clone()  # see `ids_since_start`
         self.n_steps, self.graph, self.state = 0, None, None
         for layer in cache.layers: layer.position = self.position
 
     def compute(self) -> torch.Tensor:  # (B, D)
         "The hidden state after `ids`."
         self.visible.index_fill_(3, self.position, True)
+        self.cache.since = self.since
         output = self.model.model(
             self.ids, attention_mask=self.visible.expand(len(self.ids), -1, -1, -1),
             position_ids=self.position[None], past_key_values=self.cache, use_cache=True)
+        self.since.copy_(self.cache.since)
         self.position.add_(1)
         return output.last_hidden_state[:, -1]
 
+    def capture(self) -> torch.cuda.CUDAGraph | None:
+        "This step as a graph, which has then been replayed once; None where it cannot be recorded."
+        graph, device = torch.cuda.CUDAGraph(), self.ids.device
+        try:
+            with torch.cuda.device(device), torch.cuda.graph(
+                    graph, stream=torch.cuda.Stream(device), capture_error_mode='thread_local'):
+                self.state = self.compute()
+            self.state.fill_(torch.nan)
+            graph.replay()
+        except RuntimeError: return None
+        return graph
+
     def record(self) -> torch.Tensor:  # (B, D)
-        "Record this step, and compute it once more without the graph."
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph): self.state = self.compute()
-        graph.replay()
-        recorded = self.state.clone()
-        self.position.sub_(1)
+        "Record this step, and compute it once more without the graph; they must agree."
+        places = self.position, self.since
+        before = [x.clone() for x in places]
+        graph = self.capture()
+        recorded = None if graph is None else self.state.clone()
+        for place, x in zip(places, before): place.copy_(x)
         computed = self.compute()
-        if (recorded - computed).norm() <= .01 * computed.norm(): self.graph = graph
+        if recorded is not None and (recorded - computed).norm() <= .01 * computed.norm(): self.graph = graph
         return computed
 
     def __call__(
@@ -188,10 +204,16 @@ class FixedStep:
     ) -> torch.Tensor:      # (B, D)
         self.ids.copy_(ids)
         self.n_steps += 1
-        if self.n_steps == 2 and self.ids.is_cuda: return self.record()  # the first one has warmed up
+        if self.n_steps == 4 and self.ids.is_cuda: return self.record()  # the first ones have warmed up
         if self.graph is None: return self.compute()
         self.graph.replay()
         return self.state
+
+# %% ../nbs/model/generate.ipynb #c79ed458
+def can_be_fixed(model: PhiForCausalLM, cache: Cache) -> bool:
+    "Whether steps of `FixedStep` pay and are right: on a GPU, with an attention that takes its mask."
+    is_ours = isinstance(cache.layers[0], PreallocatedLayer)
+    return is_ours and model.device.type == 'cuda' and model.config._attn_implementation == 'sdpa'
 
 # %% ../nbs/model/generate.ipynb #3a819694
 def greedy_decode(
@@ -211,8 +233,7 @@ def greedy_decode(
     forbidden_at_first = forbidden.index_fill(0, closing, True)
     closed = torch.zeros(len(state) // copies, 1, dtype=torch.bool, device=state.device)
     new = []
-    fixed = model.device.type == 'cuda' and isinstance(cache.layers[0], PreallocatedLayer)
-    step = FixedStep(model, cache) if fixed else partial(next_state, model, cache)
+    step = FixedStep(model, cache) if can_be_fixed(model, cache) else partial(next_state, model, cache)
     with evaluating(model):
         while len(new) < most and not closed.all():
             if new: state = step(new[-1].repeat(copies, 1))

@@ -3,32 +3,33 @@
 # docs/gpu.sh base 25 9      the same in pieces of 9 minutes: again until the study is at its end
 # In the root of a checkout, with chexmix, pytest and papermill on the path.
 set -euo pipefail
-preset=$1 minutes=$2 piece=$3 runs=$PWD/runs/gpu
+preset=$1 minutes=$2 piece=${3:-0}
+own=${CHEXMIX_RUNS:-$PWD/runs}
+checks=$own/gpu
 
 left() {  # seconds of this piece; a day where there are no pieces
   python -c "print(max(1, round(60 * $piece) - $SECONDS) if $piece else 86400)"
 }
 
-once() {  # name, command …: unless it has succeeded before
+once() {  # name, command …: unless it has been run; one that does not fit into two pieces is given up
   local name=$1 code=0
   shift
-  [ ! -f "$runs/$name.done" ] || return 0
+  [ ! -f "$checks/$name" ] || return 0
   echo "$name: $*"
-  timeout "$(left)" "$@" || code=$?
-  if [ $code = 124 ]; then
+  timeout "$(left)" env CHEXMIX_RUNS="$checks" "$@" || code=$?
+  if [ "$piece" != 0 ] && [ $code = 124 ] && [ ! -f "$checks/$name.begun" ]; then
+    touch "$checks/$name.begun"
     echo "the $piece minutes of this piece are over within the $name. To go on: the same command; it begins anew"
     exit 0
   fi
-  [ $code = 0 ] || { echo "the $name failed; the study alone: chexmix demo --preset $preset --run $preset" >&2; exit $code; }
-  touch "$runs/$name.done"
+  [ $code = 0 ] || echo "the $name failed: see above" >&2
+  echo "exit code $code" >"$checks/$name"
 }
 
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  mkdir -p "$runs"
-  export CHEXMIX_RUNS=$runs
+  mkdir -p "$checks"
   once tests python -m pytest -q -rs -m gpu tests
-  once speeds papermill --cwd nbs nbs/13_benchmarks.ipynb "$runs/speeds.ipynb" -p run tiny -p files 10
-  unset CHEXMIX_RUNS
+  once speeds papermill --cwd nbs nbs/13_benchmarks.ipynb "$checks/speeds.ipynb" -p run tiny -p files 10
 else echo 'checks and speeds of a GPU: not run, torch finds none on this machine'
 fi
 if [ "$piece" != 0 ] && [ "$SECONDS" -gt 20 ]; then  # the checks took a part of it
@@ -41,7 +42,10 @@ fi
 chexmix demo --preset "$preset" --run "$preset" --minutes "$minutes" --piece "$piece"
 
 # The finished weights, small enough to carry away: in bfloat16, in pieces of at most 16 MB that are joined when opened
-own=${CHEXMIX_RUNS:-runs}
 if [ -f "$own/$preset/notebooks/11_results.ipynb" ] && [ ! -d "$own/${preset}_weights" ]; then
   chexmix export --run "$preset" -o "$own/${preset}_weights" --piece-mb 16
+fi
+if grep -qs '^exit code [1-9]' "$checks/tests" "$checks/speeds"; then
+  echo "a check has failed, see above; to run it again, delete its file in $checks" >&2
+  exit 1
 fi
