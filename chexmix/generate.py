@@ -164,50 +164,59 @@ class FixedStep:
         self.n_steps, self.graph, self.state = 0, None, None
         for layer in cache.layers: layer.position = self.position
 
-    def compute(self) -> torch.Tensor:  # (B, D)
-        "The hidden state after `ids`."
-        self.visible.index_fill_(3, self.position, True)
-        self.cache.since = self.since
-        output = self.model.model(
-            self.ids, attention_mask=self.visible.expand(len(self.ids), -1, -1, -1),
-            position_ids=self.position[None], past_key_values=self.cache, use_cache=True)
-        self.since.copy_(self.cache.since)
-        self.position.add_(1)
-        return output.last_hidden_state[:, -1]
+# %% ../nbs/model/generate.ipynb #961c8c1e
+@patch
+def compute(self: FixedStep) -> torch.Tensor:  # (B, D)
+    "The hidden state after `ids`."
+    self.visible.index_fill_(3, self.position, True)
+    self.cache.since = self.since
+    output = self.model.model(
+        self.ids, attention_mask=self.visible.expand(len(self.ids), -1, -1, -1),
+        position_ids=self.position[None], past_key_values=self.cache, use_cache=True)
+    self.since.copy_(self.cache.since)
+    self.position.add_(1)
+    return output.last_hidden_state[:, -1]
 
-    def capture(self) -> torch.cuda.CUDAGraph | None:
-        "This step as a graph, which has then been replayed once; None where it cannot be recorded."
-        graph, device = torch.cuda.CUDAGraph(), self.ids.device
-        try:
-            with torch.cuda.device(device), torch.cuda.graph(
-                    graph, stream=torch.cuda.Stream(device), capture_error_mode='thread_local'):
-                self.state = self.compute()
-            self.state.fill_(torch.nan)
-            graph.replay()
-        except RuntimeError: return None
-        return graph
+# %% ../nbs/model/generate.ipynb #a31c0c66
+@patch
+def capture(self: FixedStep) -> torch.cuda.CUDAGraph | None:
+    "This step as a graph, which has then been replayed once; None where it cannot be recorded."
+    graph, device = torch.cuda.CUDAGraph(), self.ids.device
+    try:
+        with torch.cuda.device(device), torch.cuda.graph(
+                graph, stream=torch.cuda.Stream(device), capture_error_mode='thread_local'):
+            self.state = self.compute()
+        self.state.fill_(torch.nan)
+        graph.replay()
+    except RuntimeError: return None
+    return graph
 
-    def record(self) -> torch.Tensor:  # (B, D)
-        "Record this step, and compute it once more without the graph; they must agree."
-        places = self.position, self.since
-        before = [x.clone() for x in places]
-        graph = self.capture()
-        recorded = None if graph is None else self.state.clone()
-        for place, x in zip(places, before): place.copy_(x)
-        computed = self.compute()
-        if recorded is not None and (recorded - computed).norm() <= .01 * computed.norm(): self.graph = graph
-        return computed
+# %% ../nbs/model/generate.ipynb #ce3065c1
+@patch
+def record(self: FixedStep) -> torch.Tensor:  # (B, D)
+    "Record this step, and compute it once more without the graph; they must agree."
+    places = self.position, self.since
+    before = [x.clone() for x in places]
+    graph = self.capture()
+    recorded = None if graph is None else self.state.clone()
+    for place, x in zip(places, before): place.copy_(x)
+    computed = self.compute()
+    if recorded is not None and (recorded - computed).norm() <= .01 * computed.norm(): self.graph = graph
+    return computed
 
-    def __call__(
-        self,
-        ids: torch.Tensor,  # (B, 1) the newest id of each sequence
-    ) -> torch.Tensor:      # (B, D)
-        self.ids.copy_(ids)
-        self.n_steps += 1
-        if self.n_steps == 4 and self.ids.is_cuda: return self.record()  # the first ones have warmed up
-        if self.graph is None: return self.compute()
-        self.graph.replay()
-        return self.state
+# %% ../nbs/model/generate.ipynb #c25af4b7
+@patch
+def __call__(
+    self: FixedStep,
+    ids: torch.Tensor,  # (B, 1) the newest id of each sequence
+) -> torch.Tensor:      # (B, D)
+    "The hidden state after one more id, as `next_state`."
+    self.ids.copy_(ids)
+    self.n_steps += 1
+    if self.n_steps == 4 and self.ids.is_cuda: return self.record()  # the first ones have warmed up
+    if self.graph is None: return self.compute()
+    self.graph.replay()
+    return self.state
 
 # %% ../nbs/model/generate.ipynb #c79ed458
 def can_be_fixed(model: PhiForCausalLM, cache: Cache) -> bool:
