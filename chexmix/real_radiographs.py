@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'IMAGE_METRICS', 'METRICS', 'WORD_METRICS', 'SHOWN', 'Way', 'shuffle_images', 'fewer_studies', 'study_sources',
-           'train_tokenizers', 'prepare_way', 'train_way', 'frontal_rows', 'people_labels', 'against_people',
-           'nearest_reports', 'keep_way_reports', 'keep_baselines', 'labelled_cohort', 'probe_way', 'ask_way',
-           'split_groups', 'repeated_splits', 'image_tasks', 'keep_way_images', 'keep_image_baselines', 'evaluate_way',
-           'way_statistic', 'way_records', 'way_differences', 'is_shown', 'plot_ways', 'plot_study_numbers',
-           'way_table', 'difference_table', 'image_table', 'choose_answers', 'answers_html']
+           'train_tokenizers', 'prepare_way', 'copy_weights', 'train_way', 'frontal_rows', 'people_labels',
+           'against_people', 'nearest_reports', 'keep_way_reports', 'keep_baselines', 'labelled_cohort', 'probe_way',
+           'ask_way', 'split_groups', 'repeated_splits', 'image_tasks', 'keep_way_images', 'keep_image_baselines',
+           'evaluate_way', 'way_statistic', 'way_records', 'way_differences', 'is_shown', 'plot_ways',
+           'plot_study_numbers', 'way_table', 'difference_table', 'image_table', 'choose_answers', 'answers_html']
 
 # %% ../nbs/compare/real_radiographs.ipynb #6a137703
 from dataclasses import dataclass, replace
@@ -51,6 +51,7 @@ class Way:
     learns: str = 'frontal'              # what the language model learns from
     n_images: int = 1                    # of a study, in one sequence
     n_studies: int = 0                   # training studies of the language model; 0 = all
+    is_trained: bool = True              # False: the phantom weights stay as they are
 
 # %% ../nbs/compare/real_radiographs.ipynb #815d53a8
 WAYS = {
@@ -59,12 +60,11 @@ WAYS = {
     'more images': Way('the image tokenizer learns from further images too', ('both views', 'others')),
     'with phantoms': Way(
         'synthetic studies are mixed in everywhere', ('both views', 'phantoms'), 'frontal and phantoms'),
-    'two images': Way(
-        'as with phantoms, and a sequence holds the lateral image too', ('both views', 'phantoms'),
-        'both views and phantoms', 2),
+    'two images': Way('as from phantoms, and a sequence holds the lateral image too', (), 'both views', 2),
     'shuffled images': Way("each training report stands after another study's image", learns='shuffled'),
     '1000 studies': Way('as from phantoms, with 1,000 training studies', (), n_studies=1000),
-    '300 studies': Way('as from phantoms, with 300 training studies', (), n_studies=300)}
+    '300 studies': Way('as from phantoms, with 300 training studies', (), n_studies=300),
+    'phantoms alone': Way('weights that learned from synthetic studies, as they are', (), is_trained=False)}
 
 # %% ../nbs/compare/real_radiographs.ipynb #5864cf24
 def shuffle_images(
@@ -101,8 +101,7 @@ def study_sources(
         'frontal': frontal,
         'shuffled': shuffle_images(frontal),
         'phantoms': phantoms,
-        'frontal and phantoms': concatenate(frontal, phantoms),
-        'both views and phantoms': concatenate(studies, phantoms)}
+        'frontal and phantoms': concatenate(frontal, phantoms)}
     if others is not None: sources['others'] = others.assign(split='train')
     return sources
 
@@ -140,6 +139,19 @@ def prepare_way(
     write_token_store(folder/'store', processor, fewer_studies(sources[way.learns], way.n_studies), own)
     return folder
 
+# %% ../nbs/compare/real_radiographs.ipynb #ad538ad4
+def copy_weights(
+    start: Path,   # folder of weights
+    copy: Path,    # folder of the same weights
+    context: int,  # ids that a sequence may have there, at least
+):
+    "The same weights for longer sequences, as `pretrain` begins with them."
+    model, processor = load_model(start)
+    model.config.max_position_embeddings = max(model.config.max_position_embeddings, context)
+    with atomic(copy) as part:
+        model.save_pretrained(part)
+        processor.save_pretrained(part)
+
 # %% ../nbs/compare/real_radiographs.ipynb #c56a7546
 def train_way(
     folder: Path,  # of the run
@@ -149,9 +161,13 @@ def train_way(
     start: Path | None = None,  # folder of the weights that learned from phantoms
 ) -> Path:                      # of the weights
     "Train the language model of a way, go on where a killed call stopped, or find it trained."
-    begin = '' if WAYS[name].tokenizers else str(start)
+    way, weights = WAYS[name], folder/f'seed-{seed}'
+    if not way.is_trained:
+        if not weights.exists(): copy_weights(start, weights, open_run(folder)[1].context)
+        return weights
+    begin = '' if way.tokenizers else str(start)
     options = dict(steps=steps, seed=seed, panels=0, start=begin, fork=False)
-    return pretrain(folder, open_run(folder)[1], 1, f'seed-{seed}', **options)
+    return pretrain(folder, open_run(folder)[1], 1, weights.name, **options)
 
 # %% ../nbs/compare/real_radiographs.ipynb #7f6d4aa2
 def frontal_rows(
@@ -418,12 +434,13 @@ def way_records(
 # %% ../nbs/compare/real_radiographs.ipynb #1cd5230a
 def way_differences(
     one: list[list[StudyValues]],    # of a way, one list a training seed
-    other: list[list[StudyValues]],  # of another way, or of baselines, which have one list
+    other: list[list[StudyValues]],  # of another way, or of baselines; what has one list is paired with each
     seed: int = 0,                   # of the bootstrap
 ) -> list[Record]:
     "One way minus another, seed by seed, wherever both were measured in the same way."
     records = []
-    if len(other) == 1: other = other * len(one)
+    n = max(len(one), len(other))
+    one, other = (own * n if len(own) == 1 else own for own in (one, other))
     for kept, rival in product(zip(*one), zip(*other)):
         if not same_conditions(kept[0], rival[0]): continue
         for metric in METRICS:
