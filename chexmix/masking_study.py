@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'SECONDARY', 'study_groups', 'detectable_findings', 'both_readings', 'valid_auroc', 'study_scores',
-           'probe_branch', 'asked_statements', 'likelihood_in_parts', 'ask_branch', 'branch_mark', 'branch_scores',
-           'best_readings', 'auroc_statistic', 'mean_auroc', 'masking_difference', 'masking_verdict',
+           'probe_branch', 'asked_statements', 'likelihood_in_parts', 'ask_branch', 'branch_mark', 'Endpoint',
+           'branch_scores', 'best_readings', 'auroc_statistic', 'mean_auroc', 'masking_difference', 'masking_verdict',
            'seed_differences', 'seeds_to_decide', 'ratio_differences', 'plot_differences', 'secondary_values',
            'kept_secondary', 'secondary_records', 'secondary_table', 'box_cells', 'finding_areas', 'hidden_shares',
            'with_findings', 'box_records', 'plot_boxes', 'box_table', 'branch_records', 'branch_steps',
@@ -13,7 +13,7 @@ __all__ = ['LEVEL', 'SECONDARY', 'study_groups', 'detectable_findings', 'both_re
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
@@ -209,31 +209,40 @@ def branch_mark(
     if path.exists(): return read_study_values(path)[0].detail['conditions'][0]
     raise UserError(f'neither {folder/branch} nor {path} is here: train the branch, or copy its files')
 
+# %% ../nbs/compare/masking_study.ipynb #a6f53b48
+@dataclass(frozen=True)
+class Endpoint:
+    "What all branches are measured on."
+    groups: dict[str, Cohort]  # train, valid, test, for the probe
+    asked: dict[str, Cohort]   # valid and test, for asking; empty = not asked
+    statements: pd.DataFrame   # from `asked_statements`
+    findings: list[int]        # indices into FINDINGS that count
+    ratios: tuple = (.5, .75, .9)  # shares of the codes that are hidden
+    seed: int = 0              # of masks
+    labels: str = ''           # hash of the table of people's labels; '' = those of the reports
+
 # %% ../nbs/compare/masking_study.ipynb #ea257d66
 def branch_scores(
-    folder: Path,               # of the run
-    branch: str,                # folder in it
-    groups: dict[str, Cohort],  # train, valid, test, for the probe
-    asked: dict[str, Cohort],   # valid and test, for asking; empty = not asked
-    statements: pd.DataFrame,   # from `asked_statements`
-    findings: list[int],        # indices into FINDINGS that count
-    ratios=(.5, .75, .9),       # shares of the codes that are hidden
-    seed: int = 0,              # of masks
+    folder: Path,   # of the run
+    branch: str,    # folder in it
+    endpoint: Endpoint,
 ) -> list[StudyValues]:
     "The scores of a branch by probe and by asking, from its files where it was evaluated before."
-    shared = [branch_mark(folder, branch), [FINDINGS[k] for k in findings], list(ratios), seed]
+    groups, asked, findings = endpoint.groups, endpoint.asked, endpoint.findings
+    masks = endpoint.ratios, endpoint.seed
+    names = [FINDINGS[k] for k in findings]
+    shared = [branch_mark(folder, branch), names, list(endpoint.ratios), endpoint.seed]
+    if endpoint.labels: shared.append(endpoint.labels)
 
-    def probe():
-        model = load_model(folder, branch)[0]
-        return probe_branch(branch, model, groups, findings, ratios, seed)
+    def probe(): return probe_branch(branch, load_model(folder, branch)[0], groups, findings, *masks)
 
     def ask():
-        model, processor = load_model(folder, branch)
-        return ask_branch(branch, model, processor, statements, asked, findings, ratios, seed)
+        model = load_model(folder, branch)
+        return ask_branch(branch, *model, endpoint.statements, asked, findings, *masks)
     conditions = [*shared, *map(len, groups.values())]
     kept = kept_values(folder, f'masking_study_{branch}_probe', conditions, probe)
     if not asked: return kept
-    conditions = [*shared, *map(len, asked.values()), len(statements)]
+    conditions = [*shared, *map(len, asked.values()), len(endpoint.statements)]
     return kept + kept_values(folder, f'masking_study_{branch}_asked', conditions, ask)
 
 # %% ../nbs/compare/masking_study.ipynb #03468a80

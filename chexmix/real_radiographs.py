@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WAYS', 'IMAGE_METRICS', 'METRICS', 'WORD_METRICS', 'SHOWN', 'Way', 'shuffle_images', 'fewer_studies', 'study_sources',
            'train_tokenizers', 'prepare_way', 'copy_weights', 'train_way', 'frontal_rows', 'people_labels',
-           'against_people', 'nearest_reports', 'keep_way_reports', 'keep_baselines', 'labelled_cohort', 'probe_way',
+           'against_people', 'nearest_reports', 'keep_way_reports', 'keep_baselines', 'with_labels', 'probe_way',
            'ask_way', 'split_groups', 'repeated_splits', 'image_tasks', 'keep_way_images', 'keep_image_baselines',
            'evaluate_way', 'way_statistic', 'way_records', 'way_differences', 'is_shown', 'plot_ways',
            'plot_study_numbers', 'way_table', 'difference_table', 'image_table', 'choose_answers', 'answers_html']
@@ -187,9 +187,9 @@ def frontal_rows(
 
 # %% ../nbs/compare/real_radiographs.ipynb #b0c241d9
 def people_labels(
-    studies: pd.DataFrame,  # manifest of the real studies
-    path: str | Path,       # table with `study_id` and one column a finding: 1, 0, -1 or nothing
-) -> pd.DataFrame:          # by study id, one column a finding
+    studies: pd.DataFrame | Dataset,  # manifest or token store of the real studies
+    path: str | Path,  # table with `study_id` and one column a finding: 1, 0, -1 or nothing
+) -> pd.DataFrame:     # by study id, one column a finding
     """The labels that people gave.
 
     Raises `UserError` for a missing column, another value, or where none of the studies has a label."""
@@ -198,7 +198,7 @@ def people_labels(
     if 'study_id' not in table or labels is None:
         raise UserError(f'{path} needs a column study_id and columns named as findings, for example Edema')
     labels = labels.set_axis(table['study_id']).groupby(level=0).first()
-    if labels.index.isin(studies['study_id']).any(): return resolve_uncertain(labels, 'ignore')
+    if labels.index.isin(set(studies['study_id'])).any(): return resolve_uncertain(labels, 'ignore')
     raise UserError(f'{path} names none of these studies: its study_id must be that of the manifest')
 
 # %% ../nbs/compare/real_radiographs.ipynb #aca04145
@@ -262,14 +262,12 @@ def keep_baselines(
     return [*kept, *(against_people(own, labels) for own in kept)]
 
 # %% ../nbs/compare/real_radiographs.ipynb #646f23ce
-def labelled_cohort(
-    rows: Dataset,             # of a token store
-    labels: pd.DataFrame,      # by people
-    all_images: bool = False,  # codes of all images of a study, or of the first one
+def with_labels(
+    group: Cohort,
+    labels: pd.DataFrame,  # by people
 ) -> Cohort:
-    "Rows of a token store with the labels that people gave."
-    own = cohort(rows, all_images=all_images)
-    return replace(own, labels=labels.reindex(own.study_ids)[list(FINDINGS)].to_numpy(float))
+    "The same studies with the labels that people gave; NaN where they gave none."
+    return replace(group, labels=labels.reindex(group.study_ids)[list(FINDINGS)].to_numpy(float))
 
 # %% ../nbs/compare/real_radiographs.ipynb #ad842d94
 def probe_way(
@@ -279,7 +277,7 @@ def probe_way(
     labels: pd.DataFrame,      # by people
 ) -> list[StudyValues]:
     "What probes say of the test studies."
-    groups = {split: labelled_cohort(own, labels) for split, own in rows.items()}
+    groups = {split: with_labels(cohort(own), labels) for split, own in rows.items()}
     kept = score_system(name, model_features(model), groups, (0,))[2]
     return [replace(own, detail=own.detail | dict(by='probe', labels='people')) for own in kept]
 
@@ -297,7 +295,7 @@ def ask_way(
     groups = {}
     for split in ('valid', 'test'):
         few = rows[split].select(range(min(most or len(rows[split]), len(rows[split]))))
-        groups[split] = labelled_cohort(few, labels, all_images=True)
+        groups[split] = with_labels(cohort(few, all_images=True), labels)
     statements = ask_statements(rows['train'], dict(synthetic=False))
     questions = new_questions(model, processor, statements)
     likely = {split: cohort_log_likelihood(model, processor, questions, c, 0) for split, c in groups.items()}
