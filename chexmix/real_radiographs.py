@@ -8,7 +8,8 @@ __all__ = ['WAYS', 'IMAGE_METRICS', 'METRICS', 'WORD_METRICS', 'SHOWN', 'Way', '
            'against_people', 'nearest_reports', 'keep_way_reports', 'keep_baselines', 'with_labels', 'probe_way',
            'ask_way', 'split_groups', 'repeated_splits', 'image_tasks', 'keep_way_images', 'keep_image_baselines',
            'evaluate_way', 'way_statistic', 'way_records', 'way_differences', 'is_shown', 'plot_ways',
-           'plot_study_numbers', 'way_table', 'difference_table', 'image_table', 'choose_answers', 'answers_html']
+           'plot_study_numbers', 'way_table', 'difference_table', 'word_table', 'image_table', 'choose_answers',
+           'answers_html']
 
 # %% ../nbs/compare/real_radiographs.ipynb #6a137703
 from dataclasses import dataclass, replace
@@ -406,6 +407,7 @@ def evaluate_way(
 # %% ../nbs/compare/real_radiographs.ipynb #5fea55c3
 IMAGE_METRICS = 'MSE', 'token accuracy', 'R@10 image→report', 'R@10 report→image'
 METRICS = (*LEADING, 'BLEU-4, plain words', 'CIDEr-D', 'AUROC macro', *IMAGE_METRICS)
+WORD_METRICS = (*(f'BLEU-{k}, plain words' for k in (1, 2, 3, 4)), 'CIDEr-D', 'ROUGE-L', 'BLEU-4')
 
 def way_statistic(kept: StudyValues, metric: str):
     "A metric of a way as a statistic; None where it was not measured."
@@ -420,7 +422,7 @@ def way_records(
     "Every metric of a way: mean over training seeds, interval over patients and seeds."
     records = []
     for kept in zip(*of_seeds):
-        for metric in METRICS:
+        for metric in dict.fromkeys((*METRICS, *WORD_METRICS)):
             statistics = [way_statistic(own, metric) for own in kept]
             if None in statistics: continue
             nothing = [lambda weights: np.zeros(len(weights))] * len(kept)
@@ -447,7 +449,6 @@ def way_differences(
     return records
 
 # %% ../nbs/compare/real_radiographs.ipynb #780c4c1f
-WORD_METRICS = 'BLEU-4, plain words', 'CIDEr-D'
 SHOWN = 'F1 without No Finding', 'image dependence without No Finding'
 
 def is_shown(
@@ -511,7 +512,7 @@ def way_table(
     "The numbers of each way and each baseline."
     cells = {}
     for r in records:
-        if 'minus' in r.detail or not is_shown(r, guidance): continue
+        if 'minus' in r.detail or r.metric not in METRICS or not is_shown(r, guidance): continue
         by = r.detail.get('by', '')
         row = f'{r.model}, {by}' if by.startswith('nearest') else r.model
         column = r.metric if r.task == 'report' else f'AUROC by {by}'
@@ -531,6 +532,18 @@ def difference_table(
         row = f'{r.model} minus {r.detail["minus"]}'
         cells.setdefault(row, {})[r.metric] = f'{r.value:+.3f} ({r.low:+.3f} to {r.high:+.3f})'
     return pd.DataFrame(cells).T
+
+# %% ../nbs/compare/real_radiographs.ipynb #a136ab83
+def word_table(
+    records: list[Record],  # from `way_records`
+    guidance: float = 1,    # of reports
+) -> pd.DataFrame:          # a row for each system; cells: value
+    "How alike the written and the true words are, in the tokens of papers on reports and in ours."
+    cells = {}
+    for r in records:
+        if 'minus' in r.detail or r.metric not in WORD_METRICS or not is_shown(r, guidance): continue
+        if 'nearest' not in r.detail.get('by', ''): cells.setdefault(r.model, {})[r.metric] = f'{r.value:.3f}'
+    return pd.DataFrame(cells).T[list(WORD_METRICS)]
 
 # %% ../nbs/compare/real_radiographs.ipynb #9389dfb8
 def image_table(
