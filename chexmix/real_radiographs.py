@@ -53,16 +53,22 @@ class Way:
     n_images: int = 1                    # of a study, in one sequence
     n_studies: int = 0                   # training studies of the language model; 0 = all
     is_trained: bool = True              # False: the phantom weights stay as they are
+    beside: str = 'from phantoms'        # the way that it is compared with, since one thing differs
 
 # %% ../nbs/compare/real_radiographs.ipynb #815d53a8
 WAYS = {
     'from nothing': Way('tokenizers and language model learn from the training studies alone'),
-    'from phantoms': Way('all begin with what was learned from synthetic studies', ()),
-    'more images': Way('the image tokenizer learns from further images too', ('both views', 'others')),
+    'from phantoms': Way(
+        'all begin with what was learned from synthetic studies', (), beside='from nothing'),
+    'more images': Way(
+        'the image tokenizer learns from further images too', ('both views', 'others'),
+        beside='from nothing'),
     'with phantoms': Way(
-        'synthetic studies are mixed in everywhere', ('both views', 'phantoms'), 'frontal and phantoms'),
+        'synthetic studies are mixed in everywhere', ('both views', 'phantoms'), 'frontal and phantoms',
+        beside='from nothing'),
     'two images': Way('as from phantoms, and a sequence holds the lateral image too', (), 'both views', 2),
-    'shuffled images': Way("each training report stands after another study's image", learns='shuffled'),
+    'shuffled images': Way(
+        "each training report stands after another study's image", learns='shuffled', beside='from nothing'),
     '1000 studies': Way('as from phantoms, with 1,000 training studies', (), n_studies=1000),
     '300 studies': Way('as from phantoms, with 300 training studies', (), n_studies=300),
     'phantoms alone': Way('weights that learned from synthetic studies, as they are', (), is_trained=False)}
