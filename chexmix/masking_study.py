@@ -217,9 +217,9 @@ class Endpoint:
     asked: dict[str, Cohort]   # valid and test, for asking; empty = not asked
     statements: pd.DataFrame   # from `asked_statements`
     findings: list[int]        # indices into FINDINGS that count
-    ratios: tuple = (.5, .75, .9)  # shares of the codes that are hidden
-    seed: int = 0              # of masks
-    labels: str = ''           # hash of the table of people's labels; '' = those of the reports
+    ratios: tuple              # shares of the codes that are hidden
+    seed: int                  # of masks
+    labels: str                # hash of the table of people's labels; '' = those of the reports
 
 # %% ../nbs/compare/masking_study.ipynb #ea257d66
 def branch_scores(
@@ -237,8 +237,8 @@ def branch_scores(
     def probe(): return probe_branch(branch, load_model(folder, branch)[0], groups, findings, *masks)
 
     def ask():
-        model = load_model(folder, branch)
-        return ask_branch(branch, *model, endpoint.statements, asked, findings, *masks)
+        model, processor = load_model(folder, branch)
+        return ask_branch(branch, model, processor, endpoint.statements, asked, findings, *masks)
     conditions = [*shared, *map(len, groups.values())]
     kept = kept_values(folder, f'masking_study_{branch}_probe', conditions, probe)
     if not asked: return kept

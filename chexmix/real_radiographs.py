@@ -53,11 +53,11 @@ class Way:
     n_images: int = 1                    # of a study, in one sequence
     n_studies: int = 0                   # training studies of the language model; 0 = all
     is_trained: bool = True              # False: the phantom weights stay as they are
-    beside: str = 'from phantoms'        # the way that it is compared with, since one thing differs
+    beside: str = 'from phantoms'        # the way that it is compared with; '' = none
 
 # %% ../nbs/compare/real_radiographs.ipynb #815d53a8
 WAYS = {
-    'from nothing': Way('tokenizers and language model learn from the training studies alone'),
+    'from nothing': Way('tokenizers and language model learn from the training studies alone', beside=''),
     'from phantoms': Way(
         'all begin with what was learned from synthetic studies', (), beside='from nothing'),
     'more images': Way(
@@ -168,13 +168,13 @@ def train_way(
     start: Path | None = None,  # folder of the weights that learned from phantoms
 ) -> Path:                      # of the weights
     "Train the language model of a way, go on where a killed call stopped, or find it trained."
-    way, weights = WAYS[name], folder/f'seed-{seed}'
+    way, weights, settings = WAYS[name], folder/f'seed-{seed}', open_run(folder)[1]
     if not way.is_trained:
-        if not weights.exists(): copy_weights(start, weights, open_run(folder)[1].context)
+        if not weights.exists(): copy_weights(start, weights, settings.context)
         return weights
     begin = '' if way.tokenizers else str(start)
     options = dict(steps=steps, seed=seed, panels=0, start=begin, fork=False)
-    return pretrain(folder, open_run(folder)[1], 1, weights.name, **options)
+    return pretrain(folder, settings, 1, weights.name, **options)
 
 # %% ../nbs/compare/real_radiographs.ipynb #7f6d4aa2
 def frontal_rows(
@@ -499,13 +499,13 @@ def plot_study_numbers(
     written = [r for r in of_ways if r.detail.get('by') == 'writing' and is_shown(r, 2)]
     for ax, metric in zip(axes, SHOWN):
         shown = [r for r in written if r.metric == metric]
-        x, y = [n_studies[r.model] for r in shown], [r.value for r in shown]
-        ax.vlines(x, [r.low for r in shown], [r.high for r in shown], color=PALETTE['stage1'])
+        x, y, low = [n_studies[r.model] for r in shown], [r.value for r in shown], [r.low for r in shown]
+        ax.vlines(x, low, [r.high for r in shown], color=PALETTE['stage1'])
         ax.plot(x, y, 'o', color=PALETTE['stage1'])
         slope, start = np.polyfit(np.log10(x), y, 1)
         ends = np.array([min(x), 300_000])
         ax.plot(ends, start + slope * np.log10(ends), ':', color=PALETTE['rest'])
-        ax.set(xscale='log', xlabel='training studies', ylabel=metric, ylim=(min(0, *y), None))
+        ax.set(xscale='log', xlabel='training studies', ylabel=metric, ylim=(min(0, *low), None))
         ax.set_title(f'{slope:+.3f} for ten times as many', fontsize=9)
     save_figure(fig, path)
     return fig
