@@ -270,6 +270,9 @@ def check_reports(
     lateral_alone = without_frontal(images[images.reason == ''])
     checks.add('studies without a frontal image', studies[studies.study_id.isin(lateral_alone)], len(studies))
     checks.add('studies without a report', studies[studies.text == ''], len(studies))
+    several = images.groupby('study_id').text.transform('nunique') > 1
+    differing = images[several].drop_duplicates('study_id')
+    checks.add('studies whose images have different reports', differing, len(studies))
     written = studies[studies.text != '']
     repeated = written[written.text.duplicated(keep=False)]
     checks.add('studies whose report another study has too', repeated, len(studies))

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['PRESETS', 'NO_MEMORY', 'RENAMED', 'USUAL', 'UserError', 'import_package', 'Layout', 'codes_to_ids', 'is_code',
-           'ids_to_codes', 'Settings', 'get_settings', 'changed', 'parse_changes', 'add_compute_options',
-           'compute_changes', 'host_mark', 'atomic', 'is_leftover', 'remove_leftovers', 'json_checksum', 'is_unicode',
-           'write_json', 'read_json', 'file_hash', 'seal', 'check_seal', 'cut_file', 'join_pieces', 'only_writer',
-           'is_out_of_memory', 'memory_errors', 'runs_folder', 'run_path', 'with_new_names', 'ensure_settings',
-           'saved_settings', 'start_run', 'read_yaml', 'read_settings', 'open_run', 'path_in', 'progress',
-           'default_device', 'rng']
+__all__ = ['LEAST_TEXT', 'PRESETS', 'NO_MEMORY', 'RENAMED', 'USUAL', 'UserError', 'import_package', 'Layout', 'codes_to_ids',
+           'is_code', 'ids_to_codes', 'Settings', 'get_settings', 'changed', 'check_context', 'parse_changes',
+           'add_compute_options', 'compute_changes', 'host_mark', 'atomic', 'is_leftover', 'remove_leftovers',
+           'json_checksum', 'is_unicode', 'write_json', 'read_json', 'file_hash', 'seal', 'check_seal', 'cut_file',
+           'join_pieces', 'only_writer', 'is_out_of_memory', 'memory_errors', 'runs_folder', 'run_path',
+           'with_new_names', 'ensure_settings', 'saved_settings', 'start_run', 'read_yaml', 'read_settings', 'open_run',
+           'path_in', 'progress', 'default_device', 'rng']
 
 # %% ../nbs/00_core.ipynb #bb8f22a7
 import fcntl, hashlib, importlib, json, os, re, shutil, socket, sys, zlib
@@ -96,6 +96,8 @@ def ids_to_codes(
     return ids - layout.n_text
 
 # %% ../nbs/00_core.ipynb #68bda25b
+LEAST_TEXT = 32  # ids of a report that the context has to leave behind two images
+
 @dataclass(frozen=True)
 class Settings:
     "All that decides what a run computes; it is saved with the run. Equal settings make equal runs."
@@ -139,6 +141,15 @@ class Settings:
 
     @property
     def mlp(self): return 4 * self.width
+
+    def text_room(self, n_images: int) -> int:
+        "How many text ids the context holds behind some images of a study."
+        return self.context - n_images * (self.grid**2 + 2) - 2
+
+    @property
+    def images_a_sequence(self) -> int:
+        "`images_a_study`, or 1 where the context leaves too little for text behind two images."
+        return self.images_a_study if self.text_room(2) >= LEAST_TEXT else 1
 
 # %% ../nbs/00_core.ipynb #62461697
 PRESETS = {preset.preset: preset for preset in (
@@ -198,6 +209,14 @@ def changed(
             raise UserError(f'setting {name} must be {expected.__name__}, not {value!r}')
         overrides[name] = value
     return replace(config, **overrides)
+
+# %% ../nbs/00_core.ipynb #10268d52
+def check_context(settings: Settings):
+    "Raise `UserError` where the context holds no text behind a study's images."
+    room = settings.text_room(settings.images_a_sequence)
+    if room > 0: return
+    raise UserError(f'context must be above {settings.context - room}, for images and a report, '
+                    f'not {settings.context}')
 
 # %% ../nbs/00_core.ipynb #c0de0002
 def parse_changes(

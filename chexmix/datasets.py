@@ -60,6 +60,7 @@ def find_file(
     *patterns: str,    # file names that the releases use, the usual one first; `*` stands for anything
 ) -> Path:
     "The first file that fits. Raises `UserError` that names the file and where it is handed out."
+    if not Path(root).is_dir(): raise UserError(f'there is no folder {root}: name the one of {name}')
     for pattern in patterns:
         files = sorted(Path(root).glob(pattern))
         if files: return files[0]
@@ -510,6 +511,7 @@ def with_people_labels(
     labelled = manifest.assign(**pd.DataFrame(list(labels), manifest.index))
     unknown = labelled[list(FINDINGS)].isna().all(axis=1)
     n_unknown = manifest['study_id'][unknown].nunique()
+    print(f'labels of {manifest["study_id"].nunique() - n_unknown} studies are those that people gave')
     if n_unknown: print(f'{n_unknown} studies were indexed by nobody: their labels are unknown')
     return labelled
 

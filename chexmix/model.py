@@ -554,8 +554,9 @@ def check_images(
     "Raise `UserError` for a study of more images than the model knows."
     most = getattr(config, 'images_a_study', 1)
     if n_images <= most: return
+    advice = 'a frontal and a lateral one' if most > 1 else 'or train one with --set images_a_study=2'
     raise UserError(f'this model reads {most} image{"s" * (most > 1)} a study, and is given {n_images}: '
-                    'give it fewer, or train one with --set images_a_study=2')
+                    f'give it {most}, {advice}')
 
 # %% ../nbs/04_model.ipynb #130ee9b6
 def check_prompt(
@@ -641,7 +642,7 @@ def new_config(
     fields = asdict(layout) | dict(
         grid_embedding=grid_embedding, hidden_size=settings.width, intermediate_size=settings.mlp,
         num_hidden_layers=settings.layers, num_attention_heads=settings.heads,
-        max_position_embeddings=settings.context, guidance=2., images_a_study=settings.images_a_study)
+        max_position_embeddings=settings.context, guidance=2., images_a_study=settings.images_a_sequence)
     if rotary == 'context':
         fields['rope_parameters'] = dict(
             rope_type='default', rope_theta=settings.context / 2, partial_rotary_factor=.5)

@@ -38,9 +38,9 @@ from transformers.utils.logging import disable_progress_bar
 
 # %% ../nbs/05_pretrain.ipynb #05a0000f
 from .core import (
-    add_compute_options, atomic, changed, check_seal, compute_changes, default_device, ensure_settings,
-    is_code, join_pieces, Layout, memory_errors, only_writer, open_run, parse_changes, read_json, rng,
-    run_path, saved_settings, seal, Settings, UserError, with_new_names, write_json)
+    add_compute_options, atomic, changed, check_context, check_seal, compute_changes, default_device,
+    ensure_settings, is_code, join_pieces, Layout, memory_errors, only_writer, open_run, parse_changes,
+    read_json, rng, run_path, saved_settings, seal, Settings, UserError, with_new_names, write_json)
 from .generate import fill_image, generate_reports
 from .model import (
     causal_loss, ChexmixForCausalLM, from_text_model, init_from_codebook, is_text, mask_tokens, new_model,
@@ -125,9 +125,7 @@ def check_sizes(settings: Settings):
     if settings.width % (2 * settings.heads):
         raise UserError(f'width must be a multiple of {2 * settings.heads}, an even part for each of '
                         f'{settings.heads} heads, not {settings.width}')
-    needed = settings.images_a_study * (settings.grid**2 + 2) + 2
-    if settings.context <= needed:
-        raise UserError(f'context must be above {needed}, for images and a report, not {settings.context}')
+    check_context(settings)
 
 # %% ../nbs/05_pretrain.ipynb #1820fd21
 def check_combinations(stage_config: StageConfig, settings: Settings):
@@ -853,7 +851,7 @@ def start_weights(
         raise UserError(f'the weights in {stage_config.start} are of another layout ({lm.config.layout}), '
                         f'the processor of this run says {layout}: start from weights of this run')
     lm.config.bidirectional = stage_config.bidirectional
-    lm.config.images_a_study = settings.images_a_study
+    lm.config.images_a_study = settings.images_a_sequence
     lm.config.max_position_embeddings = max(lm.config.max_position_embeddings, settings.context)
     set_dropout(lm, stage_config.dropout)
     return lm.train()

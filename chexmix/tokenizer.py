@@ -28,8 +28,8 @@ from tokenizers import decoders, models, pre_tokenizers, Tokenizer, trainers
 from transformers import PreTrainedTokenizerFast
 
 from .core import (
-    atomic, changed, default_device, Layout, only_writer, open_run, path_in, read_json, remove_leftovers,
-    rng, run_path, Settings, start_run, UserError, write_json)
+    atomic, changed, check_context, default_device, Layout, only_writer, open_run, path_in, read_json,
+    remove_leftovers, rng, run_path, Settings, start_run, UserError, write_json)
 from .data import check_split, read_table, scan, split_by_patient
 from .metrics import bootstrap_interval, code_usage, psnr, weighted_mean
 from .phantom import write_phantoms
@@ -528,7 +528,8 @@ def fit_image_tokenizer(
 
 # %% ../nbs/03_tokenizer.ipynb #23efad8e
 def check_training(settings: Settings, n_parts: int, processes: int):
-    "Raise `UserError` where the image tokenizer cannot be trained so."
+    "Raise `UserError` where the image tokenizer cannot be trained so, or no sequence would fit."
+    check_context(settings)
     if n_parts < 0: raise UserError(f'parts must be 0 (as few as fit) or more, not {n_parts}')
     if not 0 <= settings.tokenizer_minutes < float('inf'):
         raise UserError(f'minutes must be 0 (no budget) or more, not {settings.tokenizer_minutes}')

@@ -185,8 +185,11 @@ def test_reports_and_views_of_studies_are_counted(two_views):
         'studies without a frontal image': 2, 'studies without a report': 1,
         'studies whose report another study has too': 2,
         '… or has but for order, numbers and removed words': 3,
-        '… test studies whose report stands in training': 2}
+        '… test studies whose report stands in training': 2,
+        'studies whose images have different reports': 0}
     assert found[list(wanted)].to_dict() == wanted
+    manifest.loc[1, 'findings_text'] = 'Large effusion.'
+    assert audit(manifest, workers=1).table.found['studies whose images have different reports'] == 1
 
 
 def test_the_audited_studies_can_be_trained_on(two_views, tmp_path):

@@ -15,8 +15,8 @@ from radiograph_files import SHARED, gray_pixels, needs, picture, rename, trunca
 
 from chexmix.core import UserError
 from chexmix.data import (
-    MANIFEST_COLUMNS, check_split, concatenate, map_in_processes, read_table, scan, split_by_patient,
-    to_manifest, to_parquet)
+    check_split, concatenate, MANIFEST_COLUMNS, map_in_processes, read_table, scan, split_by_patient,
+    to_manifest, to_parquet, view_names)
 from chexmix.report_text import FINDINGS, label_report, report_text, resolve_uncertain
 
 
@@ -370,8 +370,8 @@ s6,p6,6f.png,PA,Effusion,,,
 """
 SPLIT_FILES = {  # the text of the file, and words of the error
     'no study of the table':
-        ('study_id,split\nx,train\n', 'gives a split to no study of the table, whose first is s1'),
-    'no split at all': ('study_id,split\ns1,\n', 'gives a split to no study of the table'),
+        ('study_id,split\nx,train\n', "no study of the table: it names 'x', the table 's1': mend its ids"),
+    'no split at all': ('study_id,split\ns1,\n', 'gives no study a split'),
     'a patient in two parts':
         ('study_id,split\ns3,train\ns4,test\n', '1 patients are in more than one split, for example p3'),
     'a study in two parts':
@@ -380,7 +380,7 @@ SPLIT_FILES = {  # the text of the file, and words of the error
     'a row without a study': ('study_id,split\ns1,train\n ,test\n', 'row 2: it has no study_id'),
     'no column of splits': ('study_id,part\ns1,train\n', 'has no column split'),
     'no column of studies': ('uid,split\n1,train\n', 'has no column study_id'),
-    'empty': ('', 'No columns'),
+    'empty': ('', 'is empty: give it the columns study_id and split'),
     'no row': ('study_id,split\n', 'no rows'),
     'no table': ('PK\x03\x04', 'an Excel or a packed file'),
     'no file': (None, 'No such file'),
@@ -422,7 +422,7 @@ def test_one_kind_of_text_is_chosen_and_the_others_are_counted(collection, capsy
     assert manifest.study_id.tolist() == ['s1', 's1', 's2', 's3', 's4']
     said = capsys.readouterr().out
     assert "2 images have no text of kind 'report' and are left out: 1 caption, 1 without one" in said
-    assert 'its column findings is not read, because findings_text is there' in said
+    assert 'its column findings is not read: labels are those that the texts say' in said
     with pytest.raises(UserError, match="no text_kind 'letter', only 5 report, 1 caption, 1 without one"):
         read_table(collection, text_kind='letter')
     (collection.with_name('plain.csv')).write_text('path,text\na.png,clear\n')
@@ -435,6 +435,54 @@ def test_a_row_number_counts_the_rows_of_the_file(collection):
     collection.write_text(text)
     with pytest.raises(UserError, match='row 5: the image .*3l.png is there twice'):
         read_table(collection, text_kind='report')
+
+
+def test_listed_labels_beside_texts_are_those_of_images_without_a_text(tmp_path):
+    (tmp_path/'table.csv').write_text(
+        'path,findings,findings_text\n'
+        'a.png,Effusion|Mass,\nb.png,Edema,Clear lungs.\nc.png,Opacity of mine,\n')
+    manifest = read_table(tmp_path/'table.csv')
+    assert manifest['Pleural Effusion'].tolist()[0] == 1 and manifest['Edema'].tolist()[0] == 0
+    assert manifest['Edema'].tolist()[1] == label_report('Clear lungs.').get('Edema', 0)
+    assert manifest.loc[2, list(FINDINGS)].isna().all()
+    assert manifest.findings_text.tolist() == ['', 'Clear lungs.', '']
+
+
+VIEW_WORDS = {
+    'LATERAL': ['Lateral view', 'left lateral', 'LLAT', 'LAT', 'XTABLE LATERAL', 'RL'],
+    'AP': ['ap', 'Antero-posterior', 'AP_horizontal'],
+    'AP LLD': ['AP LLD'],
+    'LEFT LATERAL DECUBITUS': ['Left lateral decubitus'],
+    '': ['', 'unknown', 'nan']}
+
+
+@pytest.mark.parametrize('view', VIEW_WORDS)
+def test_spellings_of_a_view(view):
+    assert set(view_names(pd.Series(VIEW_WORDS[view]))) == {view}
+
+
+def test_what_a_table_leaves_open_is_counted(tmp_path, capsys):
+    "A view that nobody knows, two reports in one study, an image without a study: none passes in silence."
+    (tmp_path/'table.csv').write_text(
+        'study_id,path,view,text\n'
+        's1,a.png,PA,Clear lungs.\ns1,b.png,Flank,Large effusion.\n,c.png,PA,Normal.\n')
+    manifest = read_table(tmp_path/'table.csv')
+    said = capsys.readouterr().out
+    assert '1 images have a view that is not known and count as frontal (1 FLANK)' in said
+    assert '1 studies have images with different reports, for example s1: each image keeps its own' in said
+    assert '1 images name no study, as c.png: each of them is taken for a study of its own' in said
+    assert manifest.study_id.nunique() == 2
+
+
+def test_a_split_file_has_columns_in_any_case(collection):
+    split = collection.with_name('split.csv')
+    split.write_text('Study_ID,Split\ns1,train\ns2,test\n')
+    assert set(read_table(collection, split=split)['split']) == {'train', 'test'}
+
+
+def test_a_policy_for_removed_words_is_checked_first(tmp_path):
+    with pytest.raises(UserError, match='no such policy for removed words: dorp'):
+        read_table(tmp_path/'absent.csv', marks='dorp')
 
 
 MARKED = {  # policy → the texts of studies s1 and s2, as the model reads them
