@@ -20,7 +20,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-import gdcm, numpy as np, pandas as pd, pydicom, torch
+import numpy as np, pandas as pd, pydicom, torch
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
@@ -154,6 +154,7 @@ def to_jpeg_lossless(
     new: Path,
 ) -> Path:
     "Write a DICOM file again as lossless JPEG, the commonest compression of detectors' files."
+    import gdcm  # a machine that only trains does without
     reader = gdcm.ImageReader()
     reader.SetFileName(str(path))
     reader.Read()

@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['EVALUATIONS', 'DEMO', 'TRAINED', 'PROGRESS', 'SHORTEST_PIECE', 'ANY_MODEL', 'EXTRAS', 'read_all', 'output_paths',
-           'Parser', 'command', 'terminal_width', 'fitted', 'print_table', 'sample', 'phantom', 'run_settings',
-           'check_shares', 'train_tokenizers', 'tokenizer', 'start_settings', 'pretrain', 'show_records', 'model_name',
-           'opened', 'without_images', 'is_table', 'readable_rows', 'check_out', 'serve', 'job_of_findings', 'classify',
-           'inpaint', 'report', 'parse_layers', 'embed', 'explore', 'ranked', 'retrieve_by_text', 'retrieve',
-           'parse_ratios', 'evaluation_options', 'evaluation', 'evaluated_stages', 'evaluate', 'export', 'pack',
-           'audit', 'Budget', 'executed_notebook', 'minutes_given', 'timed_notebooks', 'time_left', 'ProgressLines',
-           'PieceOver', 'execute', 'side_by_side', 'notebook_tasks', 'say_look', 'run_notebooks', 'check_budget',
-           'going_on', 'finished_notebooks', 'end_of_piece', 'demo_preset', 'demo', 'add_making_commands',
-           'add_share_options', 'add_using_commands', 'add_embed_options', 'add_retrieve_options',
-           'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
+__all__ = ['EVALUATIONS', 'DEMO', 'TRAINED', 'PROGRESS', 'SHORTEST_PIECE', 'SHORTEST_BUDGET', 'ANY_MODEL', 'EXTRAS', 'read_all',
+           'output_paths', 'Parser', 'command', 'terminal_width', 'fitted', 'print_table', 'sample', 'phantom',
+           'run_settings', 'check_shares', 'train_tokenizers', 'tokenizer', 'start_settings', 'pretrain',
+           'show_records', 'model_name', 'opened', 'without_images', 'is_table', 'readable_rows', 'check_out', 'serve',
+           'job_of_findings', 'classify', 'inpaint', 'report', 'parse_layers', 'embed', 'explore', 'ranked',
+           'retrieve_by_text', 'retrieve', 'parse_ratios', 'evaluation_options', 'evaluation', 'evaluated_stages',
+           'evaluate', 'export', 'pack', 'audit', 'Budget', 'executed_notebook', 'minutes_given', 'timed_notebooks',
+           'time_left', 'ProgressLines', 'PieceOver', 'execute', 'side_by_side', 'notebook_tasks', 'say_look',
+           'run_notebooks', 'check_budget', 'going_on', 'finished_notebooks', 'end_of_piece', 'demo_preset', 'demo',
+           'add_making_commands', 'add_share_options', 'add_using_commands', 'add_embed_options',
+           'add_retrieve_options', 'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
            'add_evaluate_commands', 'build_parser', 'import_for_answers', 'run_command', 'main', 'console']
 
 # %% ../nbs/14_cli.ipynb #26eb21a9
@@ -220,16 +220,19 @@ def pretrain(args) -> int:
     "Train stage 1 or stage 2 of a run."
     import pandas as pd
     from chexmix.pretrain import launch, plan_stage, pretrain, shared_changes
-    from chexmix.tokenizer import prepare_run, share_tokens
+    from chexmix.tokenizer import prepare_apart, prepare_run, share_tokens
     settings, changes = start_settings(args), compute_changes(args)
     for name in ('steps', 'lr', 'fresh'):
         if getattr(args, name) is not None: changes[name] = getattr(args, name)
     plan_stage(run_path(args.run), settings, args.stage, args.name, changes, args.processes)
     if args.tokens_of:
         settings = open_run(share_tokens(args.run, args.tokens_of, args.seed, **parse_changes(args.set)))[1]
-    folder = prepare_run(args.run, settings)
-    if args.processes == 1: train = partial(pretrain, folder, settings)
-    else: train = partial(launch, folder, processes=args.processes)
+    if args.processes == 1:
+        folder = prepare_run(args.run, settings)
+        train = partial(pretrain, folder, settings)
+    else:
+        folder = prepare_apart(args.run, settings, args.processes)
+        train = partial(launch, folder, processes=args.processes)
     if args.stage == 2: train(1, **shared_changes(folder, changes))
     target = train(args.stage, name=args.name, **changes)
     print_table(pd.read_csv(folder/'logs'/f'{target.name}.csv').round(3))
@@ -648,7 +651,7 @@ class Budget:
         share: float,  # of what is left
     ) -> float:        # minutes
         "What a training gets; where nothing is left, a share of a tenth of the whole."
-        return max(.01, round(TRAINED * share * max(self.left / 60, self.minutes / 10), 2))
+        return max(.1, round(TRAINED * share * max(self.left / 60, self.minutes / 10), 2))
 
 # %% ../nbs/14_cli.ipynb #e42d236d
 def executed_notebook(
@@ -813,7 +816,7 @@ def run_notebooks(
     until = begin + 60 * args.piece if args.piece else math.inf
     for i, (notebooks, seconds) in enumerate(DEMO):
         spent, missing = time.monotonic() - begin, sum(expected for _, expected in DEMO[i:])
-        left = budget and budget.left or time_left(spent, taken, missing)
+        left = budget.left if budget else time_left(spent, taken, missing)
         if budget: notebooks = timed_notebooks(folder, budget, notebooks, seconds / missing)
         tasks = notebook_tasks(args, folder, notebooks)
         if not tasks: continue
@@ -828,13 +831,17 @@ def run_notebooks(
         if tasks and list(notebooks) == ['inference/first_look']: say_look(folder)
 
 # %% ../nbs/14_cli.ipynb #a364b59e
-SHORTEST_PIECE = 2.  # minutes; trainings save their state once a minute
+SHORTEST_PIECE = 2.   # minutes; trainings save their state once a minute
+SHORTEST_BUDGET = .5  # minutes; the packed weights alone take as long to show
 
 def check_budget(args):
     "Raises `UserError` for minutes that are none, or for a piece that is too short to get on."
     for name, minutes in (('--minutes', args.minutes), ('--piece', args.piece)):
         if not 0 <= minutes < math.inf:
             raise UserError(f'{name} must be 0 (none) or a number of minutes, not {minutes:g}')
+    if 0 < args.minutes < SHORTEST_BUDGET:
+        raise UserError(f'--minutes {args.minutes:g} is too short to train anything: '
+                        f'take {SHORTEST_BUDGET:g} minutes or more')
     if 0 < args.piece < SHORTEST_PIECE:
         raise UserError(f'--piece {args.piece:g} is too short to get on: '
                         f'take {SHORTEST_PIECE:g} minutes or more')

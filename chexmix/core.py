@@ -427,14 +427,15 @@ def only_writer(
         finally: lock.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #8a0046d1
-NO_MEMORY = (  # how torch, oneDNN and C++ say so
-    "can't allocate memory", 'Cannot allocate memory', 'could not create a primitive', 'std::bad_alloc')
+NO_MEMORY = (  # how torch, oneDNN, C++, CUDA and its libraries say so
+    "can't allocate memory", 'cannot allocate memory', 'could not create a primitive', 'std::bad_alloc',
+    'out of memory', 'status_alloc_failed')
 
 # %% ../nbs/00_core.ipynb #cc9da01f
 def is_out_of_memory(error: Exception) -> bool:
     "Whether an error tells of a lack of memory, on the CPU or a GPU."
     if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError': return True
-    return any(words in str(error) for words in NO_MEMORY)
+    return any(words in str(error).lower() for words in NO_MEMORY)
 
 # %% ../nbs/00_core.ipynb #79c15482
 @contextmanager

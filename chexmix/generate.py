@@ -12,7 +12,7 @@ __all__ = ['AllowedIds', 'report_ids', 'PreallocatedLayer', 'preallocated_cache'
            'score_texts', 'TextTree', 'text_tree', 'tree_log_likelihood', 'score_continuations']
 
 # %% ../nbs/model/generate.ipynb #89d52731
-import copy, itertools, math
+import copy, itertools, math, warnings
 from contextlib import contextmanager, ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -202,6 +202,7 @@ def record(self: FixedStep) -> torch.Tensor:  # (B, D)
     for place, x in zip(places, before): place.copy_(x)
     computed = self.compute()
     if recorded is not None and (recorded - computed).norm() <= .01 * computed.norm(): self.graph = graph
+    else: warnings.warn('no CUDA graph could be recorded: words are written step by step, and slower')
     return computed
 
 # %% ../nbs/model/generate.ipynb #c25af4b7

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STUDIES_PER_BLOCK', 'PHANTOM_VERSION', 'LAYOUTS', 'Phantom', 'check_size_and_view', 'study_findings', 'check_finding',
            'report_numbers', 'study_report', 'seen_from', 'phantom_of', 'make_phantom', 'CounterfactualPair',
-           'with_finding', 'counterfactual_pair', 'study_row', 'end_with_parent', 'in_processes', 'make_chunk',
-           'stream', 'make_phantoms', 'views_of', 'to_8_bits', 'write_text', 'write_picture', 'write_table',
-           'write_open_i', 'full_report', 'write_mimic', 'mimic_split', 'mimic_tables', 'stored_values',
+           'with_finding', 'counterfactual_pair', 'study_row', 'end_with_parent', 'start_worker', 'in_processes',
+           'make_chunk', 'stream', 'make_phantoms', 'views_of', 'to_8_bits', 'write_text', 'write_picture',
+           'write_table', 'write_open_i', 'full_report', 'write_mimic', 'mimic_split', 'mimic_tables', 'stored_values',
            'set_patient_tags', 'set_exam_tags', 'set_pixel_tags', 'dicom_of', 'write_dicom', 'write_chunk',
            'claim_folder', 'write_phantoms']
 
@@ -215,6 +215,12 @@ def end_with_parent():
         os._exit(1)
     threading.Thread(target=wait_and_exit, daemon=True).start()
 
+# %% ../nbs/02_phantom.ipynb #93b1ef02
+def start_worker():
+    "What a process does before its work: it ends with its parent, and sees no GPU."
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
+    end_with_parent()
+
 # %% ../nbs/02_phantom.ipynb #72449c1b
 def in_processes(
     function,    # importable by name
@@ -227,7 +233,7 @@ def in_processes(
         return
     arguments, waiting = iter(arguments), deque()
     context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
         try:
             waiting.extend(pool.submit(function, *a) for a in itertools.islice(arguments, 3 * workers))
             while waiting:

@@ -6,17 +6,17 @@
 __all__ = ['CHOICES', 'DEFAULT_MASKING', 'STABLE', 'StageConfig', 'check_values', 'check_sizes', 'check_combinations',
            'check_stage_config', 'get_stage_config', 'ComputeOptions', 'split_changes', 'plan_stage', 'sample_ratios',
            'mask_batch', 'measure_store', 'check_store', 'reads_text_first', 'as_batch', 'process_share', 'check_batch',
-           'code_columns', 'text_lengths', 'draw_codes', 'read_rows', 'Batches', 'StudySource', 'phantom_report',
-           'phantom_image', 'phantom_source', 'single_threaded_processor', 'order_of_window', 'fresh_texts',
-           'fresh_codes', 'fresh_window', 'make_windows', 'FreshBatches', 'MaskInputs', 'AddTargets', 'Pretraining',
-           'swap_images', 'ordered_ids', 'mean_losses', 'Validator', 'printable', 'plot_reports', 'panel_images',
-           'panel_axes', 'plot_panel', 'Panel', 'environment', 'settings_table', 'losses_table', 'card_header', 'slug',
-           'loss_results', 'model_card', 'random_weights', 'set_dropout', 'start_weights', 'move_weights_last',
-           'save_stage', 'shared_changes', 'stage_batches', 'stage_learning_rate', 'training_summary', 'steps_seen',
-           'stage_fit_settings', 'stage_callbacks', 'counted_flops', 'flops_an_id', 'speed_callbacks', 'uses_bfloat16',
-           'StageJob', 'stage_job', 'masked_text', 'StageLearner', 'plot_study', 'compile_in_place', 'stage_learner',
-           'get_learner', 'pretrain', 'load_model', 'dtype_of', 'command_line', 'main', 'launch_command', 'launch',
-           'plot_log']
+           'code_columns', 'text_lengths', 'mean_length', 'draw_codes', 'read_rows', 'Batches', 'StudySource',
+           'phantom_report', 'phantom_image', 'phantom_source', 'single_threaded_processor', 'order_of_window',
+           'fresh_texts', 'fresh_codes', 'fresh_window', 'make_windows', 'FreshBatches', 'MaskInputs', 'AddTargets',
+           'Pretraining', 'swap_images', 'ordered_ids', 'mean_losses', 'Validator', 'printable', 'plot_reports',
+           'panel_images', 'panel_axes', 'plot_panel', 'Panel', 'environment', 'settings_table', 'losses_table',
+           'card_header', 'slug', 'loss_results', 'model_card', 'random_weights', 'set_dropout', 'start_weights',
+           'move_weights_last', 'save_stage', 'shared_changes', 'stage_batches', 'stage_learning_rate',
+           'training_summary', 'steps_seen', 'stage_fit_settings', 'stage_callbacks', 'counted_flops', 'flops_an_id',
+           'speed_callbacks', 'uses_bfloat16', 'StageJob', 'stage_job', 'masked_text', 'StageLearner', 'plot_study',
+           'compile_in_place', 'stage_learner', 'get_learner', 'pretrain', 'load_model', 'dtype_of', 'command_line',
+           'main', 'launch_command', 'launch', 'plot_log']
 
 # %% ../nbs/05_pretrain.ipynb #c4a464f4
 import argparse, itertools, json, os, platform, re, shutil, sys, textwrap
@@ -104,7 +104,8 @@ def check_values(stage_config: StageConfig):
     for name, choices in CHOICES.items():
         value = getattr(stage_config, name)
         if value in choices: continue
-        raise UserError(f'{name} must be one of {", ".join(choices)}, not {value}')
+        named = ', '.join(choice or "'' (as the device can)" for choice in choices)
+        raise UserError(f'{name} must be one of {named}, not {value}')
     for name in ('image_ratio', 'text_ratio', 'unmasked_share', 'dropout', 'warmup', 'decay'):
         value = getattr(stage_config, name)
         if not 0 <= value <= 1: raise UserError(f'{name} must lie between 0 and 1, not {value}')
@@ -190,7 +191,7 @@ class ComputeOptions:
     def __post_init__(self):
         for name in ('n_parts', 'checkpoint_seconds'):
             value = getattr(self, name)
-            if not value >= 0: raise UserError(f'{name} must be at least 0, not {value}')
+            if not value >= 0: raise UserError(f'{name.removeprefix("n_")} must be at least 0, not {value}')
 
 # %% ../nbs/05_pretrain.ipynb #05b00014
 def split_changes(
@@ -220,7 +221,8 @@ def plan_stage(
     if name in ('.', '..') or name != Path(name.strip()).name:
         raise UserError(f'{name!r} is no name of a stage: name a folder of the run, without a path')
     target = folder/(name or f'stage{stage}')
-    is_stage = not target.exists() or (target/'settings.json').exists()
+    settings_file = target/'settings.json'
+    is_stage = not target.exists() or settings_file.exists() and 'stage' in read_json(settings_file)
     if target.is_file() or not is_stage and any(not path.name.startswith('.') for path in target.iterdir()):
         raise UserError(f'{target} is no stage and would be written over: give the stage another name')
     return options, stage_config
@@ -335,9 +337,14 @@ def code_columns(store: Dataset) -> list[str]:
 # %% ../nbs/05_pretrain.ipynb #95cb28dd
 def text_lengths(store: Dataset) -> np.ndarray:  # (n,)
     "Ids in the text of each study, and in its second image, if there is one: what makes sequences differ."
-    columns = store.select_columns(code_columns(store)).with_format('arrow')[:]
-    names = [name for name in ('text_ids', 'second_codes') if name in columns.column_names]
+    names = [name for name in ('text_ids', 'second_codes') if name in store.column_names]
+    columns = store.select_columns(names).with_format('arrow')[:]
     return sum(pc.list_value_length(columns[name]).to_numpy() for name in names)
+
+# %% ../nbs/05_pretrain.ipynb #472ff9fa
+def mean_length(store: Dataset, layout: Layout) -> float:
+    "Ids of a sequence, in the mean over studies: codes, texts and the four ids around them."
+    return layout.n_image + 4 + float(text_lengths(store).mean())
 
 # %% ../nbs/05_pretrain.ipynb #4587528a
 def draw_codes(
@@ -710,7 +717,8 @@ class Panel(Callback):
         if not self.learn.passed(self.every): return
         model = getattr(self.model, 'module', self.model)  # inside DistributedDataParallel
         path = self.folder/f'step-{self.learn.done:08d}.png'
-        plt.close(plot_panel(model.lm, self.processor, self.rows, path))
+        with torch.compiler.set_stance('force_eager'):  # layers are compiled for training alone
+            plt.close(plot_panel(model.lm, self.processor, self.rows, path))
 
 # %% ../nbs/05_pretrain.ipynb #666fafba
 def environment(
@@ -1000,7 +1008,7 @@ def counted_flops(
 # %% ../nbs/05_pretrain.ipynb #0120b14f
 def flops_an_id(
     lm: ChexmixForCausalLM,
-    length: int,  # ids of a sequence
+    length: float,  # ids of a sequence
 ) -> float:
     "Operations of forward and backward pass for one id."
     weights = sum(part.weight.numel() for part in lm.modules() if isinstance(part, torch.nn.Linear))
@@ -1010,13 +1018,13 @@ def flops_an_id(
 # %% ../nbs/05_pretrain.ipynb #36f5c213
 def speed_callbacks(
     lm: ChexmixForCausalLM,
-    context: int,  # ids of a sequence
+    length: float, # ids of a sequence, in the mean
     options: ComputeOptions,
     logs: Path,    # of the stage
 ) -> list[Callback]:
     "Speed, memory and waiting in `speed.csv`, and where asked for a trace in `trace.json`."
     trace = [Profile(logs/'trace.json')] if options.profile else []
-    return [Throughput(logs/'speed.csv', flops_an_id(lm, context)), *trace]
+    return [Throughput(logs/'speed.csv', flops_an_id(lm, length)), *trace]
 
 # %% ../nbs/05_pretrain.ipynb #8851b3e8
 def uses_bfloat16(
@@ -1141,7 +1149,8 @@ def show_results(
     "Validation studies: images masked, filled in and true; reports written and true."
     rows = [self.valid[i] for i in range(min(max_n, len(self.valid)))]
     if not rows: raise UserError('the run has no validation studies to show')
-    return plot_panel(self.network.lm, self.processor, rows, ratio=ratio)
+    with torch.compiler.set_stance('force_eager'):
+        return plot_panel(self.network.lm, self.processor, rows, ratio=ratio)
 
 # %% ../nbs/05_pretrain.ipynb #59a1cc82
 def compile_in_place(lm: ChexmixForCausalLM):
@@ -1172,7 +1181,7 @@ def stage_learner(
         target/'training', replace(fit_settings, learner=StageLearner),
         Validator(valid, processor.layout, config) if len(valid) else None,
         [*stage_callbacks(config, job.options, processor, valid, target),
-         *speed_callbacks(lm, job.settings.context, job.options, logs), *callbacks], group)
+         *speed_callbacks(lm, mean_length(train, processor.layout), job.options, logs), *callbacks], group)
     learn.job, learn.processor, learn.batches, learn.data, learn.valid = job, processor, batches, data, valid
     learn.dls.train.show_batch = learn.show_batch
     return learn

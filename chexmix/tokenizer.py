@@ -11,10 +11,12 @@ __all__ = ['MANY_DISTANCES', 'FEATURES_SHARE', 'LM_FIELDS', 'TOKEN_FILES', 'writ
            'check_training', 'train_image_tokenizer', 'main', 'launch_tokenizer', 'training_texts', 'byte_level_bpe',
            'train_text_tokenizer', 'processor_layout', 'train_processor', 'open_studies', 'keep_cell_means',
            'reconstructions', 'mean_record', 'reconstruction_records', 'usage_records', 'evaluate_tokenizer',
-           'prepare_run', 'prepare_share', 'merge_shares', 'check_shared', 'share_tokens']
+           'prepare_run', 'prepare_apart', 'prepare_share', 'merge_shares', 'check_shared', 'share_tokens']
 
 # %% ../nbs/03_tokenizer.ipynb #c6e7bc93
-import argparse, os, shutil, sys
+import argparse, multiprocessing, os, shutil, sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -32,7 +34,7 @@ from .core import (
     remove_leftovers, rng, run_path, Settings, start_run, UserError, write_json)
 from .data import check_split, read_table, scan, split_by_patient
 from .metrics import bootstrap_interval, code_usage, psnr, weighted_mean
-from .phantom import write_phantoms
+from .phantom import end_with_parent, write_phantoms
 from .plots import label_lines, PALETTE, plot_images, save_figure
 from .processor import network_input, Processor, SPECIALS, to_unit_range
 from .radiograph import read_images
@@ -779,6 +781,22 @@ def prepare_run(
         write_token_store(folder/'store', processor, manifest, settings, workers)
         if not (folder/'results'/'tokenizer.json').exists(): evaluate_tokenizer(folder, settings.seed)
     return folder
+
+# %% ../nbs/03_tokenizer.ipynb #f6d52c1c
+def prepare_apart(
+    run: str | Path,  # a name under the runs folder, or a path
+    settings: Settings,
+    processes: int,   # that train the image tokenizer, on this machine
+) -> Path:
+    """`prepare_run` in a process of its own, which gives back its GPU. Returns the run's folder.
+
+    Raises `UserError` as it does, and where the process dies."""
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
+        try: return pool.submit(prepare_run, run, settings, processes=processes).result()
+        except BrokenProcessPool as e:
+            raise UserError('the process that prepares the run died: free some memory, '
+                            'and call again') from e
 
 # %% ../nbs/03_tokenizer.ipynb #1749eaea
 def prepare_share(

@@ -934,8 +934,10 @@ class StepLearner(Learner):
         self.xb = batch
         self.loss = self.loss_grad = sum(losses)
         if self.n_parts > 1: self.parts = self.mean_parts()
+        is_first = not self.opt.opt.state
         self._with_events(self._step, 'step', CancelStepException)
         self.opt.zero_grad()
+        if is_first: self.most_tried = 0  # the optimizer's state takes memory from now on: try again
 
 # %% ../nbs/foundations/training_loop.ipynb #2b43f9ac
 @patch
@@ -1059,14 +1061,25 @@ class Distribute(Callback):
         elif group.world_size > 1 and self.learn.wrapped:
             devices = [group.device] if group.device.type == 'cuda' else None
             # Buffers are constants; to exchange them would make a part wait for all processes.
-            self.learn.model = DistributedDataParallel(model, devices, broadcast_buffers=False)
+            self.learn.model = DistributedDataParallel(
+                model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def shard(self, model: torch.nn.Module):
-        policy = MixedPrecisionPolicy()
-        if self.bf16: policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        "Split a model block by block."
         blocks = [m for m in model.modules() if type(m).__name__.endswith('DecoderLayer')]
-        for block in blocks: fully_shard(block, mp_policy=policy)
-        fully_shard(model, mp_policy=policy)
+        for block in blocks: self.shard_block(block)
+        fully_shard(model, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+
+    def shard_block(self, block: torch.nn.Module):
+        "Split a block. What autocast would round before a product is sent in bfloat16, norms in float32."
+        exact = MixedPrecisionPolicy(cast_forward_inputs=False)
+        if not self.bf16:
+            fully_shard(block, mp_policy=exact)
+            return
+        norms = [m for m in block.modules() if isinstance(m, torch.nn.LayerNorm)]
+        for norm in norms: fully_shard(norm, mp_policy=exact, reshard_after_forward=False)
+        rounded = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        fully_shard(block, mp_policy=rounded)
 
 # %% ../nbs/foundations/training_loop.ipynb #bde98058
 def parameter_groups(model: torch.nn.Module) -> list[list]:

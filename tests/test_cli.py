@@ -533,6 +533,12 @@ def test_demo_on_a_table_named_from_here(tmp_path, monkeypatch, capsys):
     shutil.rmtree(run)
 
 
+def test_a_budget_that_trains_nothing_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(['demo', '--preset', 'tiny', '--run', str(tmp_path/'run'), '--minutes', '.3']) == 2
+    assert '--minutes 0.3 is too short' in capsys.readouterr().err and not (tmp_path/'run').exists()
+
+
 COUNTING = """
 import time
 from pathlib import Path

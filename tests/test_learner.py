@@ -91,7 +91,7 @@ def test_compiled_layers_train_alike(run):
     "The loss of the first step is equal up to rounding; Muon makes more of it in the second."
     names = 'plain', 'compiled'
     for name in names:
-        pretrain(*open_run(run), 1, name, steps=2, precision='float32', panels=0, compile=name == 'compiled')
+        pretrain(*open_run(run), 1, name, steps=2, precision='float32', compile=name == 'compiled')
     first, second = np.transpose([pd.read_csv(run/'logs'/f'{name}.csv').loss for name in names])
     assert first[1] == pytest.approx(first[0], rel=1e-5) and second[1] == pytest.approx(second[0], rel=1e-2)
     weights, compiled = (load_file(run/name/'model.safetensors') for name in names)
