@@ -796,7 +796,7 @@ def without_frontal(manifest: pd.DataFrame) -> np.ndarray:
 
 # %% ../nbs/01_data.ipynb #e8363a28
 def several_reports(manifest: pd.DataFrame) -> np.ndarray:
-    "The ids of those studies whose images have different reports."
+    "The ids of those studies whose images have different reports, or some of them none."
     reports = manifest[['study_id', 'findings_text', 'impression_text']].drop_duplicates()
     return reports.study_id[reports.study_id.duplicated()].unique()
 
@@ -842,8 +842,8 @@ def print_summary(
     print_views(manifest)
     several = several_reports(manifest)
     if len(several):
-        print(f'{len(several)} studies have images with different reports, for example {several[0]}: '
-              'each image keeps its own')
+        print(f'{len(several)} studies have images that differ in their report, or have none, '
+              f'for example {several[0]}: each image keeps its own')
     lateral_alone = without_frontal(manifest)
     if len(lateral_alone):
         print(f'{len(lateral_alone)} studies have no frontal image, for example {lateral_alone[0]}')

@@ -451,9 +451,8 @@ def fresh_texts(
     source: StudySource,
 ) -> list[list[int]]:
     "Ids of the reports of some studies, cut where the context ends."
-    max_text = settings.context - settings.grid**2 - 4  # `I_s`, `I_e`, `T_s` and the closing `I_s`
     reports = [source.report(settings.seed, number, settings.image_size) for number in numbers]
-    return [processor.text_tokenizer.encode(report)[:max_text] for report in reports]
+    return [processor.text_tokenizer.encode(report)[:settings.text_room(1)] for report in reports]
 
 # %% ../nbs/05_pretrain.ipynb #c3e389a4
 def fresh_codes(
