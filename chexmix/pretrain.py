@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['CHOICES', 'DEFAULT_MASKING', 'STABLE', 'StageConfig', 'check_values', 'check_sizes', 'check_combinations',
            'check_stage_config', 'get_stage_config', 'ComputeOptions', 'split_changes', 'plan_stage', 'sample_ratios',
-           'mask_batch', 'measure_store', 'check_store', 'reads_text_first', 'as_batch', 'process_share', 'check_batch',
-           'code_columns', 'text_lengths', 'mean_length', 'draw_codes', 'read_rows', 'Batches', 'StudySource',
-           'phantom_report', 'phantom_image', 'phantom_source', 'single_threaded_processor', 'order_of_window',
-           'fresh_texts', 'fresh_codes', 'fresh_window', 'make_windows', 'FreshBatches', 'MaskInputs', 'AddTargets',
-           'Pretraining', 'swap_images', 'ordered_ids', 'mean_losses', 'Validator', 'printable', 'plot_reports',
-           'panel_images', 'panel_axes', 'plot_panel', 'Panel', 'environment', 'settings_table', 'losses_table',
-           'card_header', 'slug', 'loss_results', 'model_card', 'random_weights', 'set_dropout', 'start_weights',
-           'move_weights_last', 'save_stage', 'shared_changes', 'stage_batches', 'stage_learning_rate',
-           'training_summary', 'steps_seen', 'stage_fit_settings', 'stage_callbacks', 'counted_flops', 'flops_an_id',
-           'speed_callbacks', 'uses_bfloat16', 'StageJob', 'stage_job', 'masked_text', 'StageLearner', 'plot_study',
-           'compile_in_place', 'stage_learner', 'get_learner', 'pretrain', 'load_model', 'dtype_of', 'command_line',
-           'main', 'launch_command', 'launch', 'plot_log']
+           'mask_batch', 'arrow_blocks', 'measure_block', 'measure_store', 'check_store', 'reads_text_first',
+           'as_batch', 'process_share', 'check_batch', 'code_columns', 'text_lengths', 'mean_length', 'draw_codes',
+           'read_rows', 'Batches', 'StudySource', 'phantom_report', 'phantom_image', 'phantom_source',
+           'single_threaded_processor', 'order_of_window', 'fresh_texts', 'fresh_codes', 'fresh_window', 'make_windows',
+           'FreshBatches', 'MaskInputs', 'AddTargets', 'Pretraining', 'swap_images', 'ordered_ids', 'mean_losses',
+           'Validator', 'printable', 'plot_reports', 'panel_images', 'panel_axes', 'plot_panel', 'Panel', 'environment',
+           'settings_table', 'losses_table', 'card_header', 'slug', 'loss_results', 'model_card', 'random_weights',
+           'set_dropout', 'start_weights', 'move_weights_last', 'save_stage', 'shared_changes', 'stage_batches',
+           'stage_learning_rate', 'training_summary', 'steps_seen', 'stage_fit_settings', 'stage_callbacks',
+           'counted_flops', 'flops_an_id', 'speed_callbacks', 'uses_bfloat16', 'StageJob', 'stage_job', 'masked_text',
+           'StageLearner', 'plot_study', 'compile_in_place', 'stage_learner', 'get_learner', 'pretrain', 'load_model',
+           'dtype_of', 'command_line', 'main', 'launch_command', 'launch', 'plot_log']
 
 # %% ../nbs/05_pretrain.ipynb #c4a464f4
 import argparse, itertools, json, os, platform, re, shutil, sys, textwrap
@@ -27,7 +27,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, pyarrow.compute as pc, torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, torch
 from datasets import Dataset
 from fastcore.basics import patch
 from huggingface_hub import EvalResult, ModelCardData
@@ -256,15 +256,29 @@ def mask_batch(
     return mask_tokens(input_ids, layout, *ratios, generators, *spans)
 
 # %% ../nbs/05_pretrain.ipynb #f264884f
+def arrow_blocks(
+    store: Dataset,
+    names: list[str],  # of columns
+    n: int = 20_000,   # studies of a block
+):  # an iterator over tables
+    "Some columns of a store, block by block: all studies of a large one do not fit into the memory."
+    return store.select_columns(names).with_format('arrow').iter(n)
+
+def measure_block(block: pa.Table) -> tuple[int, int, int, int]:
+    "Codes of an image (min and max), the largest code and the largest id of a text, in a block of a store."
+    n_codes = pc.min_max(pc.list_value_length(block['codes'])).as_py()
+    largest = [pc.max(pc.list_flatten(block[name])).as_py() or 0 for name in ('codes', 'text_ids')]
+    return n_codes['min'], n_codes['max'], *largest
+
+# %% ../nbs/05_pretrain.ipynb #59721318
 def measure_store(
     store: Dataset,
 ) -> tuple[dict, int, int]:  # codes of an image (min and max); size of codebook; of text vocabulary
     "What the codes and texts of a token store say about its layout; a vocabulary is at least as large."
-    columns = store.select_columns(['codes', 'text_ids']).with_format('arrow')[:]
-    n_codes = pc.min_max(pc.list_value_length(columns['codes'])).as_py()
-    codebook = (pc.max(pc.list_flatten(columns['codes'])).as_py() or 0) + 1
-    n_text = (pc.max(pc.list_flatten(columns['text_ids'])).as_py() or 0) + 1
-    return n_codes, codebook, n_text
+    blocks = np.array([measure_block(block) for block in arrow_blocks(store, ['codes', 'text_ids'])])
+    least = blocks.min(0).tolist()
+    _, most, code, text_id = blocks.max(0).tolist()
+    return dict(min=least[0], max=most), code + 1, text_id + 1
 
 # %% ../nbs/05_pretrain.ipynb #64287a9b
 def check_store(
@@ -338,13 +352,18 @@ def code_columns(store: Dataset) -> list[str]:
 def text_lengths(store: Dataset) -> np.ndarray:  # (n,)
     "Ids in the text of each study, and in its second image, if there is one: what makes sequences differ."
     names = [name for name in ('text_ids', 'second_codes') if name in store.column_names]
-    columns = store.select_columns(names).with_format('arrow')[:]
-    return sum(pc.list_value_length(columns[name]).to_numpy() for name in names)
+    lengths = [np.empty(0, np.int32)]
+    for block in arrow_blocks(store, names):
+        lengths.append(sum(pc.list_value_length(block[name]).to_numpy() for name in names))
+    return np.concatenate(lengths)
 
 # %% ../nbs/05_pretrain.ipynb #472ff9fa
-def mean_length(store: Dataset, layout: Layout) -> float:
+def mean_length(
+    lengths: np.ndarray,  # (n,) of `text_lengths`
+    layout: Layout,
+) -> float:
     "Ids of a sequence, in the mean over studies: codes, texts and the four ids around them."
-    return layout.n_image + 4 + float(text_lengths(store).mean())
+    return layout.n_image + 4 + float(lengths.mean())
 
 # %% ../nbs/05_pretrain.ipynb #4587528a
 def draw_codes(
@@ -380,8 +399,9 @@ class Batches:
         check_store(store, layout)
         check_batch(len(store), stage_config.batch, process_group.world_size)
         self.rows = store.select_columns(code_columns(store))
+        self.lengths = text_lengths(store)
         self.indices_at = BucketedIndices(
-            text_lengths(store), stage_config.batch, stage_config.seed, stage_config.window)
+            self.lengths, stage_config.batch, stage_config.seed, stage_config.window)
         self.stage_config, self.layout = stage_config, layout
         self.batch_index = process_share(stage_config, process_group)
 
@@ -1173,6 +1193,7 @@ def stage_learner(
     bf16 = uses_bfloat16(config, group.device)
     if not group.rank: write_json(logs/'environment.json', environment(group, bf16) | dict(data=data))
     fork = folder/config.start/STABLE if config.fork and config.start else None
+    lengths = text_lengths(train) if config.fresh else batches.lengths
     fit_settings = stage_fit_settings(
         config, job.options, target.name, bf16, data['hash'], logs.with_suffix('.csv'), fork)
     learn = new_learner(
@@ -1180,7 +1201,7 @@ def stage_learner(
         target/'training', replace(fit_settings, learner=StageLearner),
         Validator(valid, processor.layout, config) if len(valid) else None,
         [*stage_callbacks(config, job.options, processor, valid, target),
-         *speed_callbacks(lm, mean_length(train, processor.layout), job.options, logs), *callbacks], group)
+         *speed_callbacks(lm, mean_length(lengths, processor.layout), job.options, logs), *callbacks], group)
     learn.job, learn.processor, learn.batches, learn.data, learn.valid = job, processor, batches, data, valid
     learn.dls.train.show_batch = learn.show_batch
     return learn

@@ -1,7 +1,7 @@
 #!/bin/bash
 # docs/gpu.sh base 25 0      checks and speeds of a GPU, each once, then the study `base` in 25 minutes
 # docs/gpu.sh base 25 9      the same in pieces of 9 minutes: again until the study is at its end
-# In the root of a checkout, with chexmix, pytest and papermill on the path.
+# What follows goes to `chexmix demo`. In the root of a checkout, with chexmix, pytest and papermill on the path.
 set -euo pipefail
 preset=$1 minutes=$2 piece=${3:-0}
 own=${CHEXMIX_RUNS:-$PWD/runs}
@@ -26,10 +26,29 @@ once() {  # name, command …: unless it has been run; one that does not fit int
   echo "exit code $code" >"$checks/$name"
 }
 
+draw_meanwhile() {  # the cores draw the study's radiographs while the GPU is checked, as far as they get
+  [ ! -f "$own/$preset/phantoms/manifest.csv" ] || return 0
+  read -r n size < <(python -c "
+from chexmix.core import get_settings
+settings = get_settings('$preset')
+print(settings.n_studies, settings.image_size)" 2>/dev/null) ||
+    return 0  # no such preset: the demo says so
+  nice -n 19 chexmix phantom --n "$n" --size "$size" "$own/$preset/phantoms" >/dev/null 2>&1 &
+  drawing=$!
+  trap stop_drawing EXIT
+}
+
+stop_drawing() {  # the study goes on with what is there
+  [ -z "${drawing:-}" ] || kill "$drawing" 2>/dev/null || true
+  wait
+}
+
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   mkdir -p "$checks"
+  draw_meanwhile
   once tests python -m pytest -q -rs -m gpu tests
   once speeds papermill --cwd nbs nbs/13_benchmarks.ipynb "$checks/speeds.ipynb" -p run tiny -p files 10
+  stop_drawing
 else echo 'checks and speeds of a GPU: not run, torch finds none on this machine'
 fi
 if [ "$piece" != 0 ] && [ "$SECONDS" -gt 20 ]; then  # the checks took a part of it
@@ -39,7 +58,7 @@ if [ "$piece" != 0 ] && [ "$SECONDS" -gt 20 ]; then  # the checks took a part of
   fi
   piece=$(python -c "print(round($(left) / 60, 2))")
 fi
-chexmix demo --preset "$preset" --run "$preset" --minutes "$minutes" --piece "$piece"
+chexmix demo --preset "$preset" --run "$preset" --minutes "$minutes" --piece "$piece" "${@:4}"
 
 # The finished weights, small enough to carry away: in bfloat16, in pieces of at most 16 MB that are joined when opened
 if [ -f "$own/$preset/notebooks/11_results.ipynb" ] && [ ! -d "$own/${preset}_weights" ]; then

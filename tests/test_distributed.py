@@ -158,6 +158,17 @@ def test_processes_agree_on_parts(alone, tmp_path):
     assert distance(folder, 'alone', 'little') < .01
 
 
+def test_split_weights_go_on_in_more_parts(alone, tmp_path):
+    "No process can try alone: one without memory ends the training, and the same call goes on in more parts."
+    folder, changes = alone
+    codes = exit_codes(folder, 'split', changes, tmp_path/'first', True, train_with_little_memory)
+    said = (tmp_path/'first.1').read_text()
+    assert codes[1] and 'the same command goes on with each step in 2 parts' in said
+    train_in_two(folder, 'split', changes, tmp_path/'second', True, train_with_little_memory)
+    assert read_json(folder/'split'/'training.json')['parts'] == 2
+    assert distance(folder, 'alone', 'split') < .01
+
+
 class FillMemory(training.Callback):
     "The first step of the optimizer leaves less memory to a net."
     def __init__(self, net, rows):
