@@ -275,7 +275,8 @@ def measure_store(
     store: Dataset,
 ) -> tuple[dict, int, int]:  # codes of an image (min and max); size of codebook; of text vocabulary
     "What the codes and texts of a token store say about its layout; a vocabulary is at least as large."
-    blocks = np.array([measure_block(block) for block in arrow_blocks(store, ['codes', 'text_ids'])])
+    blocks = [measure_block(block) for block in arrow_blocks(store, ['codes', 'text_ids'])]
+    blocks = np.array(blocks or [(0, 0, -1, -1)])
     least = blocks.min(0).tolist()
     _, most, code, text_id = blocks.max(0).tolist()
     return dict(min=least[0], max=most), code + 1, text_id + 1

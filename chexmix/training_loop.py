@@ -14,7 +14,8 @@ __all__ = ['PEAK_FLOPS', 'NOTED_PARTS', 'pass_order', 'batch_indices', 'sort_win
            'deterministic_algorithms', 'mix_precision', 'part_of', 'StepLearner', 'set_gradient_sync', 'Distribute',
            'parameter_groups', 'orthogonalize', 'StackedMuon', 'MuonAdamW', 'NumericOptimizer', 'LossRecorder',
            'check_identity', 'read_parts', 'match_layouts', 'load_state', 'load_fork', 'resume', 'FitSettings',
-           'training_callbacks', 'is_compile_error', 'searching', 'set_parts', 'last_step', 'new_learner', 'fit']
+           'training_callbacks', 'is_compile_error', 'searching', 'noted_parts', 'set_parts', 'last_step',
+           'new_learner', 'fit']
 
 # %% ../nbs/foundations/training_loop.ipynb #85c6d072
 import warnings
@@ -222,9 +223,10 @@ def run_as_process(work) -> int:  # exit code: 2 where the user can mend somethi
         with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere) if rank else nullcontext(): work()
     except UserError as e: mistake = str(e)
     except OSError as e: mistake = f'{e.filename or ""} {e.strerror or e}: check the path and the free space'
-    else: return 0
-    finally:
+    else:
         if dist.is_initialized(): dist.destroy_process_group()
+        return 0
+    # The others may wait for this process, which would wait for them if it left the group.
     print(f'chexmix: {mistake}', file=sys.stderr, flush=True)
     return 2
 
@@ -792,8 +794,9 @@ def used_memory(device: torch.device) -> float:
 class Throughput(Callback):
     """A row of speed, memory and waiting every `seconds`, the first sooner, as CSV.
 
-    Its columns: seconds since the call began, step, ids per second (padding too), share of the time spent
-    waiting for batches, norm of the last gradients, memory in GB, and MFU (0 to 1; NaN: peak unknown).
+    Its columns: seconds since the call began, step, loss of that step, ids per second (padding too), share of
+    the time spent waiting for batches, norm of the last gradients, memory in GB, and MFU (0 to 1; NaN: peak
+    unknown). Loss and memory are those of this process.
     """
     order = 60  # after the log
     def __init__(
@@ -823,7 +826,8 @@ class Throughput(Callback):
         speed = self.n_ids / seconds
         peak = peak_flops(group.device) * group.world_size
         self.rows.append(dict(
-            seconds=round(now - self.began, 1), step=self.learn.done, ids_per_second=round(speed),
+            seconds=round(now - self.began, 1), step=self.learn.done, loss=float(self.learn.loss_grad),
+            ids_per_second=round(speed),
             waiting=round(waited / seconds, 3), gradient_norm=float(self.learn.gradient_norm),
             memory_GB=round(used_memory(group.device), 2), MFU=round(speed * self.flops_an_id / peak, 4)))
         self.since, self.n_ids, self.waited, self.due = now, 0, self.dls.train.waited, self.seconds
@@ -937,11 +941,14 @@ class StepLearner(Learner):
     wrapped = True       # in several processes torch exchanges the gradients (DDP); False: the learner does
     finds_parts = False  # True: a step that does not fit into the memory is computed in more parts
     most_tried = 0       # numbers in the largest part that has fitted, of several processes
+    fewest_rows = 0      # of a process, where weights are split: all compute as many parts, and none is empty
 
     def _do_one_batch(self):
         batch, losses, seed = self.xb, None, torch.initial_seed()
-        self.n_parts = min(self.n_parts, len(batch[0]))  # none is empty
         group = self.process_group
+        if group.sharded and not self.fewest_rows:  # shares differ by one row at most
+            self.fewest_rows = int(group.mean(torch.tensor(float(len(batch[0])))))
+        self.n_parts = min(self.n_parts, self.most_parts(batch))
         if self.finds_parts and group.world_size > 1 and not group.sharded: self.try_larger(batch)
         while losses is None:
             torch.manual_seed(seed)  # of dropout, as `StepState` has set it
@@ -956,6 +963,11 @@ class StepLearner(Learner):
         if is_first: self.most_tried = 0  # the optimizer's state takes memory from now on: try again
 
 # %% ../nbs/foundations/training_loop.ipynb #2b43f9ac
+@patch
+def most_parts(self: StepLearner, batch: tuple) -> int:
+    "The most parts that a step can be computed in, none of which is empty in any process."
+    return self.fewest_rows or len(batch[0])
+
 @patch
 def backward_part(
     self: StepLearner,
@@ -996,10 +1008,10 @@ def backward_or_none(
     parts = [0] if trial else range(self.n_parts)
     try: return [self.backward_part(batch, k, not trial and k + 1 == self.n_parts) for k in parts]
     except (MemoryError, RuntimeError) as e:
-        may_divide = self.finds_parts and self.n_parts < len(batch[0])
+        may_divide = self.finds_parts and self.n_parts < self.most_parts(batch)
         if not (may_divide and is_out_of_memory(e)): raise
         group = self.process_group
-        if group.sharded: self.note_more_parts(len(batch[0]))
+        if group.sharded: self.note_more_parts(self.most_parts(batch))
         if not trial and group.world_size > 1: raise
 
 # %% ../nbs/foundations/training_loop.ipynb #0be1486b
@@ -1020,13 +1032,13 @@ def take_more_parts(
 @patch
 def note_more_parts(
     self: StepLearner,
-    n: int,  # rows of the batch
+    most: int,  # parts
 ):
     """Let the next call compute steps in twice as many parts, and end this one.
 
     Where weights are split, no process can try a part without the others. Raises `UserError`."""
-    n_parts = min(2 * self.n_parts, n)
-    write_json(self.path/NOTED_PARTS, dict(n_parts=n_parts))
+    n_parts = min(2 * self.n_parts, most)
+    write_json(self.path/NOTED_PARTS, dict(n_parts=n_parts, processes=self.process_group.world_size))
     raise UserError(f'there is not enough memory: the same command goes on with each step in {n_parts} parts')
 
 # %% ../nbs/foundations/training_loop.ipynb #e6f77fd9
@@ -1397,8 +1409,8 @@ def fit(
         raise UserError(str(e).split('\n\t')[-1]) from None  # fastai names the callback first
     except RuntimeError as e:
         if not is_compile_error(e): raise
-        device = self.process_group.device.type
-        raise UserError(f'torch.compile cannot translate this model for {device}: '
+        device, reason = self.process_group.device.type, str(e).partition('\n')[0][:100]
+        raise UserError(f'torch.compile cannot translate this model for {device} ({reason}): '
                         'leave --compile out; the same command goes on') from e
     finally: self.writer.wait()  # fastai has no event where a fit is interrupted
 
@@ -1429,16 +1441,23 @@ def lr_find(
     with searching(self): return Learner.lr_find(self, start_lr, end_lr, num_it, **kwargs)
 
 # %% ../nbs/foundations/training_loop.ipynb #ce037487
+def noted_parts(learn: StepLearner) -> int:
+    "The parts that an earlier call of as many processes has noted for split weights, else 1."
+    path, group = learn.path/NOTED_PARTS, learn.process_group
+    noted = read_json(path) if group.sharded and path.exists() else {}
+    n_parts = group.from_first(noted['n_parts'] if noted.get('processes') == group.world_size else 1)
+    if n_parts > 1 and not group.rank:
+        print(f'each step is computed in {n_parts} parts, as the call before has noted in {path}; '
+              'without that file in as few as fit')
+    return n_parts
+
 def set_parts(
     learn: StepLearner,
     n_parts: int,  # 0 = as few as the memory allows
 ):
     "Compute steps in so many parts, or in as many as the training has found before."
-    note = learn.path/NOTED_PARTS
-    noted = read_json(note)['n_parts'] if note.exists() else 1
-    found = max(learn.memory.get('n_parts', 1), learn.process_group.from_first(noted))
     learn.finds_parts = not n_parts
-    learn.n_parts = n_parts or found
+    learn.n_parts = n_parts or max(learn.memory.get('n_parts', 1), noted_parts(learn))
 
 def last_step(learn: StepLearner, settings: FitSettings) -> int:
     "One past the last step, as far as it is known."

@@ -26,8 +26,8 @@ once() {  # name, command …: unless it has been run; one that does not fit int
   echo "exit code $code" >"$checks/$name"
 }
 
-draw_meanwhile() {  # the cores draw the study's radiographs while the GPU is checked, as far as they get
-  [ ! -f "$own/$preset/phantoms/manifest.csv" ] || return 0
+draw_meanwhile() {  # the cores draw the study's radiographs while the tests use the GPU, as far as they get
+  [ ! -f "$checks/tests" ] || return 0
   read -r n size < <(python -c "
 from chexmix.core import get_settings
 settings = get_settings('$preset')
@@ -39,16 +39,18 @@ print(settings.n_studies, settings.image_size)" 2>/dev/null) ||
 }
 
 stop_drawing() {  # the study goes on with what is there
-  [ -z "${drawing:-}" ] || kill "$drawing" 2>/dev/null || true
-  wait
+  [ -n "${drawing:-}" ] || return 0
+  kill "$drawing" 2>/dev/null || true
+  wait "$drawing" || true
+  drawing=
 }
 
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   mkdir -p "$checks"
-  draw_meanwhile
+  [ $# -gt 3 ] || draw_meanwhile  # further words may name other studies
   once tests python -m pytest -q -rs -m gpu tests
+  stop_drawing  # nothing else runs while speeds are measured
   once speeds papermill --cwd nbs nbs/13_benchmarks.ipynb "$checks/speeds.ipynb" -p run tiny -p files 10
-  stop_drawing
 else echo 'checks and speeds of a GPU: not run, torch finds none on this machine'
 fi
 if [ "$piece" != 0 ] && [ "$SECONDS" -gt 20 ]; then  # the checks took a part of it

@@ -169,6 +169,27 @@ def test_split_weights_go_on_in_more_parts(alone, tmp_path):
     assert distance(folder, 'alone', 'split') < .01
 
 
+def train_without_memory(rank, *args):
+    "The same, but no process has memory for two studies."
+    forward = pretraining.Pretraining.forward
+
+    def limited(self, input_ids, *inputs):
+        if self.training and len(input_ids) > 1: raise torch.OutOfMemoryError('none left')
+        return forward(self, input_ids, *inputs)
+    pretraining.Pretraining.forward = limited
+    train(rank, *args)
+
+
+def test_split_weights_take_as_many_parts_as_the_smallest_share_has_studies(alone, tmp_path):
+    "Of three studies one process has two, the other one: in two parts it would have nothing to compute."
+    folder, changes = alone
+    codes = exit_codes(folder, 'uneven', changes | dict(batch=3), tmp_path/'log', True, train_without_memory)
+    said = (tmp_path/'log.0').read_text()
+    assert codes[0] and 'take a smaller batch' in said and 'goes on with each step in' not in said
+    train_in_two(folder, 'uneven', changes | dict(batch=3, n_parts=2), tmp_path/'by_hand', True)
+    assert read_json(folder/'uneven'/'training.json')['parts'] == 1
+
+
 class FillMemory(training.Callback):
     "The first step of the optimizer leaves less memory to a net."
     def __init__(self, net, rows):
