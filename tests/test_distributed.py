@@ -1,5 +1,5 @@
 "Several processes do the work of one: copies (DDP) and shards (FSDP), over gloo on the CPU."
-import multiprocessing, os, re, shutil, signal, socket, time
+import multiprocessing, os, re, shutil, signal, socket, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import chexmix.pretrain as pretraining, chexmix.tokenizer as tokenizers, chexmix
 from chexmix.core import open_run, read_json, start_run, UserError, write_json
 from chexmix.data import read_table
 from chexmix.training_loop import fit, FitSettings, read_checkpoint
+from conftest import root
 from test_training_loop import batch_at, Net, slow_batch_at, TimeOf
 
 processes = multiprocessing.get_context('forkserver')
@@ -285,6 +286,21 @@ def test_the_launcher_starts_processes(alone):
     assert (target/'model.safetensors').exists()
     with pytest.raises(UserError, match='^2 processes share a batch of 1 studies'):
         pretraining.launch(folder, 2, 2, 'too small', steps=3, batch=1)
+
+
+def test_accelerate_splits_the_weights_as_the_file_in_docs_says(alone):
+    "The command of the guides, with two processes."
+    folder, _ = alone
+    words = ['--config_file', root/'docs'/'fsdp.yaml', '--num_processes', '2']
+    words += ['-m', 'chexmix.pretrain', folder, '--stage', '2', '--name', 'accelerated']
+    words += ['--recompute', '--set', 'steps=2', '--set', 'precision=float32']
+    command = [sys.executable, '-m', 'accelerate.commands.launch', *words]
+    called = subprocess.run(
+        command, env=os.environ | dict(CUDA_VISIBLE_DEVICES=''), capture_output=True, text=True)
+    assert called.returncode == 0, called.stderr
+    made_by = read_json(folder/'logs'/'accelerated'/'environment.json')
+    assert (made_by['processes'], made_by['sharded']) == (2, True)
+    assert (folder/'accelerated'/'model.safetensors').exists()
 
 
 def train_tokenizer(rank, port, folder, settings, log, last_step=None):
