@@ -416,7 +416,7 @@ def ask_job(
     def answer(images, paths):
         table = ask_findings(model, processor, questions, images)
         return table.astype(float).round(3).to_dict('records')
-    asked = '\n'.join(questions.texts).encode() + questions.log_prior.tobytes()
+    asked = questions.asked.to_csv().encode() + questions.log_prior.tobytes()
     digest = hashlib.sha256(asked).hexdigest()[:12]
     return Job('classification', model, processor, answer, 0, dict(questions=digest))
 

@@ -9,7 +9,7 @@ __all__ = ['STRENGTHS', 'PRIORS', 'ASK_COLORS', 'Cohort', 'cohort', 'cohorts', '
            'save_probe', 'saved_file', 'load_probe', 'classify', 'plot_findings', 'evaluate_classify',
            'report_sentences', 'grammar_reports', 'stated_findings', 'statements_about', 'choose_statements',
            'statement_roles', 'Questions', 'statement_log_likelihood', 'log_mean_over_images', 'masked_image',
-           'new_questions', 'ask_findings', 'sample_reports', 'sampled_findings', 'fit_calibration',
+           'section_order', 'new_questions', 'ask_findings', 'sample_reports', 'sampled_findings', 'fit_calibration',
            'calibration_error', 'reliability', 'plot_reliability', 'save_questions', 'load_questions',
            'auroc_difference', 'ask_record', 'Asked', 'cohort_log_likelihood', 'ask_test', 'rival_scores',
            'system_records', 'ask_records', 'plot_ask', 'ask_at_ratios', 'reliability_curves', 'ask_statements',
@@ -548,31 +548,37 @@ def statements_about(
 
 # %% ../nbs/06_classify.ipynb #0ae2fb0f
 def choose_statements(
-    counts: Counter,     # of sentences, from `report_sentences`
+    counts: dict[str, Counter],  # section → its sentences, from `report_sentences`; the first one first
     wordings: int = 16,  # affirming and denying statements for each finding, at most
-) -> pd.DataFrame:       # finding, affirms (bool), text
-    """The most frequent statements about each finding.
+) -> pd.DataFrame:       # finding, affirms (bool), section, text
+    """The most frequent statements about each finding, from the first section that affirms it.
 
     Raises `UserError` where no finding is affirmed.
     """
-    stated = {sentence: stated_findings(sentence) for sentence in counts}
-    rows = []
+    rows, columns = [], ['finding', 'affirms', 'section', 'text']
+    stated = {}
+    for section, own in counts.items(): stated[section] = {text: stated_findings(text) for text in own}
     for finding in FINDINGS:
-        for value in (1., 0.):
-            texts = statements_about(finding, value, counts, stated)[:wordings]
-            rows += [(finding, value == 1, text) for text in texts]
-    table = pd.DataFrame(rows, columns=['finding', 'affirms', 'text'])
-    if table.affirms.any(): return table
-    raise UserError(f'no sentence of {len(counts)} affirms a finding: give more reports, or others')
+        for section, own in counts.items():
+            chosen = {value: statements_about(finding, value, own, stated[section]) for value in (1., 0.)}
+            if not chosen[1.]: continue
+            for value, texts in chosen.items():
+                rows += [(finding, value == 1, section, text) for text in texts[:wordings]]
+            break
+    if rows: return pd.DataFrame(rows, columns=columns)
+    n = sum(map(len, counts.values()))
+    raise UserError(f'no sentence of {n} affirms a finding: give more reports, or others')
 
 # %% ../nbs/06_classify.ipynb #c8d0ceb5
 def statement_roles(
     statements: pd.DataFrame,  # from `choose_statements`
 ) -> tuple[np.ndarray, np.ndarray]:  # (14, M) bool each
-    "Which distinct texts affirm each finding, and which deny it."
-    texts, named = statements.text.unique(), {}
-    for key, rows in statements.groupby(['finding', 'affirms']): named[key] = np.isin(texts, rows.text)
-    nothing = np.zeros(len(texts), bool)
+    "Which distinct statements affirm each finding, and which deny it."
+    keys = pd.MultiIndex.from_frame(statements[['section', 'text']])
+    asked, named = keys.unique(), {}
+    for key, rows in statements.groupby(['finding', 'affirms']).indices.items():
+        named[key] = asked.isin(keys[rows])
+    nothing = np.zeros(len(asked), bool)
     own = {finding: named.get((finding, True), nothing) for finding in FINDINGS}
     affirms = dict(own)
     for child, parent in PARENTS.items(): affirms[parent] = affirms[parent] | own[child]
@@ -585,15 +591,14 @@ def statement_roles(
 @dataclass(frozen=True)
 class Questions:
     "Statements that a model is asked about, their log-likelihood without an image, and a calibration."
-    section: str               # findings or impression: the report begins with it
     statements: pd.DataFrame   # from `choose_statements`
-    log_prior: np.ndarray      # (M,) nats, of `texts`
+    log_prior: np.ndarray      # (M,) nats, of `asked`
     model: str = ''            # fingerprint of the model
     slope: float = 1.          # of the log-odds: one over the temperature
     bias: np.ndarray | None = None  # (14,) added to the log-odds; None = uncalibrated
 
     @property
-    def texts(self): return list(self.statements.text.unique())  # M
+    def asked(self): return self.statements[['section', 'text']].drop_duplicates()  # M rows
 
 # %% ../nbs/06_classify.ipynb #14567f36
 def statement_log_likelihood(
@@ -603,11 +608,15 @@ def statement_log_likelihood(
     codes: torch.Tensor,               # (N, n)
     mask: torch.Tensor | None = None,  # (N, n) bool, True = masked
 ) -> np.ndarray:  # (N, M) nats
-    "Log-likelihood of each statement as the first sentence of its section."
+    "Log-likelihood of each statement as the first sentence of a report that begins with its section."
     encode = processor.text_tokenizer.encode
-    texts = [encode(f' {text}') for text in questions.texts]
-    beginning = encode(f'{questions.section.upper()}:')
-    return score_continuations(model, codes, mask, beginning, texts).double().numpy()
+    asked = questions.asked
+    log_likelihood = np.empty((len(codes), len(asked)))
+    for section in asked.section.unique():
+        own = (asked.section == section).to_numpy()
+        beginning, texts = encode(f'{section.upper()}:'), [encode(f' {text}') for text in asked.text[own]]
+        log_likelihood[:, own] = score_continuations(model, codes, mask, beginning, texts).numpy()
+    return log_likelihood
 
 # %% ../nbs/06_classify.ipynb #736dc883
 def log_mean_over_images(
@@ -618,25 +627,35 @@ def log_mean_over_images(
 
 # %% ../nbs/06_classify.ipynb #b11331f3
 def masked_image(
-    n_codes: int,  # of an image, or of all images of a study
+    model: ChexmixForCausalLM,
+    processor: Processor,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # codes (1, n); mask (1, n) bool
-    "An image of which every code is masked."
+    "An image of which every code is masked, or as many images as a study has."
+    n_codes = getattr(model.config, 'images_a_study', 1) * processor.layout.n_image
     return torch.zeros(1, n_codes, dtype=torch.long), torch.ones(1, n_codes, dtype=torch.bool)
+
+# %% ../nbs/06_classify.ipynb #50aefc60
+def section_order(
+    model: ChexmixForCausalLM,
+    processor: Processor,
+) -> list[str]:  # findings and impression
+    "The sections of a report, first the one whose heading this model rather begins with."
+    sections, codes_and_mask = ['findings', 'impression'], masked_image(model, processor)
+    headings = [processor.text_tokenizer.encode(f'{section.upper()}:') for section in sections]
+    likely = score_continuations(model, *codes_and_mask, [], headings)[0]
+    return [sections[k] for k in likely.argsort(descending=True)]
 
 # %% ../nbs/06_classify.ipynb #d1609814
 def new_questions(
     model: ChexmixForCausalLM,
     processor: Processor,
     statements: pd.DataFrame,           # from `choose_statements`
-    section: str = 'findings',          # that the statements were taken from
     codes: torch.Tensor | None = None,  # (N, n) other images; None = one with every code masked
     mask: torch.Tensor | None = None,   # (N, n) bool, of the other images
 ) -> Questions:
     "Questions for a model, with the prior of each statement. No label is used."
-    no_prior = np.zeros(statements.text.nunique())
-    questions = Questions(section, statements, no_prior, fingerprint(model))
-    n_images = getattr(model.config, 'images_a_study', 1)
-    if codes is None: codes, mask = masked_image(n_images * processor.layout.n_image)
+    questions = Questions(statements, None, fingerprint(model))
+    if codes is None: codes, mask = masked_image(model, processor)
     log_likelihood = statement_log_likelihood(model, processor, questions, codes, mask)
     return replace(questions, log_prior=log_mean_over_images(log_likelihood))
 
@@ -794,7 +813,9 @@ def load_questions(
 ) -> Questions:
     "The questions that `evaluate_ask` saved. Raises `UserError` where there are none."
     way = f'`chexmix evaluate ask --run {Path(folder).name}`'
-    values = read_json(saved_file(folder, name, '_questions.json', way))
+    path = saved_file(folder, name, '_questions.json', way)
+    values = read_json(path)
+    if 'section' in values: raise UserError(f'{path}: of an older version, prepare them again: {way}')
     values['statements'] = pd.DataFrame(values['statements'])
     values['log_prior'] = np.array(values['log_prior'])
     if values['bias'] is not None: values['bias'] = np.array(values['bias'])
@@ -961,7 +982,7 @@ def ask_at_ratios(
     name: str,             # of the model, for the records
     model: ChexmixForCausalLM,
     processor: Processor,
-    statements: pd.DataFrame,    # from `choose_statements`
+    statements: pd.DataFrame,    # from `ask_statements`
     groups: dict[str, Cohort],   # valid and test
     ratios,                # shares of the codes masked
     rivals,                # mask (N, n) of the test studies → `rival_scores`
@@ -974,7 +995,7 @@ def ask_at_ratios(
         likely = [cohort_log_likelihood(model, processor, masked, groups[split], ratio, seed)
                   for split in ('valid', 'test')]
         asked[ratio] = ask_test(masked, *likely, groups['valid'].labels)
-        detail = dict(ratio=ratio, statements=len(masked.texts), valid=len(groups['valid']))
+        detail = dict(ratio=ratio, statements=len(masked.asked), valid=len(groups['valid']))
         records += ask_records(name, asked[ratio], rivals(test.masks(ratio, seed)), test, detail, seed)
     return records, asked
 
@@ -992,11 +1013,12 @@ def reliability_curves(
 def ask_statements(
     studies: Dataset,    # of a token store
     info: dict,          # of the studies
+    sections: list[str], # see `choose_statements`, from `section_order`
     wordings: int = 16,  # see `choose_statements`
 ) -> pd.DataFrame:       # see `choose_statements`
     "Statements of the grammar for phantoms, else of the training reports."
     texts = grammar_reports() if info['synthetic'] else list(split_rows(studies, 'train')['text'])
-    return choose_statements(report_sentences(texts), wordings)
+    return choose_statements({section: report_sentences(texts, section) for section in sections}, wordings)
 
 # %% ../nbs/06_classify.ipynb #c2f6e466
 def probe_of(
@@ -1041,8 +1063,9 @@ def evaluate_ask(
     loaded = {name: load_model(folder, name, **loading) for name in models}
     studies, info = open_studies(folder, data)
     groups = ask_cohorts(studies, most)
-    statements, records = ask_statements(studies, info, wordings), []
+    records = []
     for name, parts in loaded.items():
+        statements = ask_statements(studies, info, section_order(*parts), wordings)
         mark = saved_mark(folder, name)
         options = dict(probe=probe_of(folder, name, mark), samples=samples, seed=seed)
         rivals = partial(rival_scores, *parts, groups['test'], **options)

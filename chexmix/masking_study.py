@@ -149,8 +149,8 @@ def asked_statements(
     findings: list[int],  # indices into FINDINGS that count
     wordings: int = 8,    # affirming and denying statements for each finding, at most
 ) -> pd.DataFrame:        # see `choose_statements`
-    "Statements about these findings alone, and those that call everything normal."
-    statements = ask_statements(studies, info, wordings)
+    "Statements of the findings section about these findings alone, and those that call everything normal."
+    statements = ask_statements(studies, info, ['findings'], wordings)
     names = {FINDINGS[k] for k in findings} | {'No Finding'}
     children = {child for child, parent in PARENTS.items() if parent in names}
     return statements[statements.finding.isin(names | children)]

@@ -22,7 +22,7 @@ from datasets import concatenate_datasets, Dataset
 from .baselines import kept_statistic, nearest, neighbours, small_pixels
 from .classify import (
     ask_statements, Cohort, cohort, cohort_log_likelihood, evaluable, log_mean_over_images, model_features,
-    new_questions, score_system, sweep)
+    new_questions, score_system, section_order, sweep)
 from .core import atomic, open_run, progress, Settings, start_run, UserError
 from .data import concatenate, labels_of_columns, patient_number, read_cells
 from .embeddings import embed
@@ -303,7 +303,7 @@ def ask_way(
     for split in ('valid', 'test'):
         few = rows[split].select(range(min(most or len(rows[split]), len(rows[split]))))
         groups[split] = with_labels(cohort(few, all_images=True), labels)
-    statements = ask_statements(rows['train'], dict(synthetic=False))
+    statements = ask_statements(rows['train'], dict(synthetic=False), section_order(model, processor))
     questions = new_questions(model, processor, statements)
     likely = {split: cohort_log_likelihood(model, processor, questions, c, 0) for split, c in groups.items()}
     questions = replace(questions, log_prior=log_mean_over_images(likely['valid']))

@@ -7,7 +7,7 @@ import numpy as np, pandas as pd, pytest, torch
 
 from chexmix.classify import (
     ask_at_ratios, ask_findings, choose_statements, Cohort, evaluate_ask, evaluate_classify,
-    new_questions, statement_log_likelihood)
+    load_questions, new_questions, section_order, statement_log_likelihood, statement_roles)
 from chexmix.cli import main
 from chexmix.core import rng, UserError
 from chexmix.metrics import weighted_auroc
@@ -18,10 +18,11 @@ from chexmix.report_text import FINDINGS
 
 EDEMA = FINDINGS.index('Edema')
 STATEMENTS = pd.DataFrame(
-    [('Edema', True, 'There is pulmonary edema.'), ('Edema', False, 'No pulmonary edema.'),
-     ('Pleural Effusion', True, 'Large left pleural effusion.'),
-     ('Pleural Effusion', False, 'No pleural effusion.')],
-    columns=['finding', 'affirms', 'text'])
+    [('Edema', True, 'findings', 'There is pulmonary edema.'),
+     ('Edema', False, 'findings', 'No pulmonary edema.'),
+     ('Pleural Effusion', True, 'findings', 'Large left pleural effusion.'),
+     ('Pleural Effusion', False, 'findings', 'No pleural effusion.')],
+    columns=['finding', 'affirms', 'section', 'text'])
 
 
 @pytest.fixture(scope='module')
@@ -109,11 +110,62 @@ def test_test_studies_and_labels_stay_outside(parts):
 
 
 def test_statements_state_one_finding_alone():
-    table = choose_statements(Counter({'Edema and effusion.': 9, 'Edema.': 1, 'Possible edema.': 7,
-                                       'No edema or effusion.': 8, 'No edema.': 2, 'PA view.': 50}), 1)
+    counts = Counter({'Edema and effusion.': 9, 'Edema.': 1, 'Possible edema.': 7, 'No edema or effusion.': 8,
+                      'No edema.': 2, 'PA view.': 50})
+    table = choose_statements(dict(findings=counts), 1)
     of_edema = table[table.finding == 'Edema']
     assert list(of_edema.text) == ['Edema.', 'No edema.']
-    with pytest.raises(UserError, match='affirms'): choose_statements(Counter({'Possible edema.': 3}))
+    doubted = Counter({'Possible edema.': 3})
+    with pytest.raises(UserError, match='affirms'): choose_statements(dict(findings=doubted))
+
+
+def test_a_finding_is_asked_in_the_first_section_that_affirms_it():
+    impression = Counter({'Edema.': 3, 'No effusion.': 2})
+    findings = Counter({'Mild edema.': 5, 'Large effusion.': 4, 'No effusion.': 9})
+    table = choose_statements(dict(impression=impression, findings=findings))
+    asked = {finding: set(zip(rows.section, rows.text)) for finding, rows in table.groupby('finding')}
+    assert asked['Edema'] == {('impression', 'Edema.')}
+    assert asked['Pleural Effusion'] == {('findings', 'Large effusion.'), ('findings', 'No effusion.')}
+
+
+def test_the_same_words_in_two_sections_are_two_statements(parts):
+    "Each is scored after the heading of its own section, and counts for its own finding."
+    model, processor = parts
+    two = pd.concat([STATEMENTS, STATEMENTS.iloc[:2].assign(section='impression', finding='Cardiomegaly')])
+    questions = new_questions(model, processor, two)
+    assert len(questions.asked) == 6
+    codes = random_codes(3, processor)
+    of_both = statement_log_likelihood(model, processor, questions, codes)
+    for section, rows in two.groupby('section'):
+        alone = statement_log_likelihood(model, processor, new_questions(model, processor, rows), codes)
+        assert np.allclose(of_both[:, questions.asked.section == section], alone, atol=1e-4)
+    affirms, denies = statement_roles(two)
+    assert affirms[FINDINGS.index('Cardiomegaly')].tolist() == [False] * 4 + [True, False]
+    assert denies[EDEMA].tolist() == [False, True] + [False] * 4
+
+
+@pytest.mark.parametrize('first', ['findings', 'impression'])
+def test_the_section_with_which_a_model_begins(tiny_run, first):
+    model, processor = load_model(tiny_run, 'stage1')
+    text_ids = processor.text_tokenizer.encode(f'{first.upper()}: Edema.')
+    rows = [dict(codes=codes, text_ids=text_ids) for codes in random_codes(4, processor)]
+    batch = collate(rows, processor.layout)['input_ids']
+    targets = select_targets(batch, None, processor.layout)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(20):
+        loss, _ = causal_loss(model, batch, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert section_order(model.eval(), processor)[0] == first
+
+
+def test_questions_of_an_older_version(tmp_path):
+    "They named one section for all statements: one line says how to prepare them again."
+    path = tmp_path/'classify'/'stage2_questions.json'
+    path.parent.mkdir()
+    path.write_text('{"section": "findings", "statements": {}, "log_prior": [], "bias": null}')
+    with pytest.raises(UserError, match='stage2_questions.json.*evaluate ask'): load_questions(tmp_path)
 
 
 def test_command_without_questions(tiny_run, tmp_path, capsys):
