@@ -4,24 +4,26 @@
 
 # %% auto #0
 __all__ = ['ASKED_SECTION', 'LEVEL', 'SECONDARY', 'study_groups', 'detectable_findings', 'both_readings', 'valid_auroc',
-           'study_scores', 'probe_branch', 'asked_statements', 'likelihood_in_parts', 'ask_branch', 'branch_mark',
-           'Endpoint', 'branch_scores', 'best_readings', 'auroc_statistic', 'mean_auroc', 'masking_difference',
-           'masking_verdict', 'seed_differences', 'seeds_to_decide', 'ratio_differences', 'plot_differences',
-           'secondary_values', 'kept_secondary', 'secondary_records', 'secondary_table', 'box_cells', 'finding_areas',
-           'hidden_shares', 'with_findings', 'box_records', 'plot_boxes', 'box_table', 'branch_records', 'branch_steps',
-           'difference_record', 'verdict_table']
+           'study_scores', 'best_probe', 'probe_branch', 'probe_rival', 'asked_statements', 'likelihood_in_parts',
+           'ask_branch', 'branch_mark', 'Endpoint', 'branch_scores', 'best_readings', 'auroc_statistic', 'mean_auroc',
+           'masking_difference', 'masking_verdict', 'seed_differences', 'seeds_to_decide', 'ratio_differences',
+           'plot_differences', 'rival_records', 'rival_table', 'secondary_values', 'kept_secondary',
+           'secondary_records', 'secondary_table', 'box_cells', 'finding_areas', 'hidden_shares', 'with_findings',
+           'box_records', 'plot_boxes', 'box_table', 'branch_records', 'branch_steps', 'difference_record',
+           'verdict_table']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
 import re
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from datasets import Dataset
 from scipy.stats import t as student_t
 
-from .baselines import codebook_features, kept_statistic
+from .baselines import codebook_features, kept_statistic, pixel_features
 from .classify import (
     ask_statements, Cohort, cohort, evaluable, evaluable_findings, log_mean_over_images, model_features,
     new_questions, Questions, saved_mark, statement_log_likelihood, sweep)
@@ -116,6 +118,19 @@ def study_scores(
     detail['findings'] = [FINDINGS[k] for k in findings]
     return StudyValues('masking study', branch, group.study_ids, list(group.patients), values, detail)
 
+# %% ../nbs/compare/masking_study.ipynb #cfccfd70
+def best_probe(
+    x: dict[str, list],         # split → layers, each (N, D)
+    groups: dict[str, Cohort],  # train, valid, test
+    findings: list[int],        # (F,) indices into FINDINGS that count
+) -> tuple[np.ndarray, float, int]:  # scores (N, F) of the test studies; macro AUROC on valid; layer
+    "What the probe that is best on validation studies says of the test studies."
+    tried = sweep(x, groups)
+    probe = tried.probe[tried.valid.idxmax()]
+    columns = [probe.findings.index(k) for k in findings]
+    valid, test = (probe(x[split][probe.layer])[:, columns] for split in ('valid', 'test'))
+    return test, valid_auroc(groups['valid'], valid, findings), probe.layer
+
 # %% ../nbs/compare/masking_study.ipynb #3818243d
 def probe_branch(
     branch: str,                # folder of the run
@@ -134,13 +149,27 @@ def probe_branch(
             for split, c in groups.items():
                 codes, mask = readings[split][reading]
                 x[split] = features(replace(c, codes=codes), mask)
-            tried = sweep(x, groups)
-            probe = tried.probe[tried.valid.idxmax()]
-            columns = [probe.findings.index(k) for k in findings]
-            valid, test = (probe(x[split][probe.layer])[:, columns] for split in ('valid', 'test'))
-            score = valid_auroc(groups['valid'], valid, findings)
-            detail = dict(by='probe', ratio=ratio, reading=reading, valid=score, layer=probe.layer)
-            kept.append(study_scores(branch, groups['test'], test, findings, **detail))
+            scores, valid, layer = best_probe(x, groups, findings)
+            detail = dict(by='probe', ratio=ratio, reading=reading, valid=valid, layer=layer)
+            kept.append(study_scores(branch, groups['test'], scores, findings, **detail))
+    return kept
+
+# %% ../nbs/compare/masking_study.ipynb #ba2252a0
+def probe_rival(
+    name: str,
+    features,                   # (Cohort, mask (N, n)) → layers, each (N, D), as of `10_baselines`
+    groups: dict[str, Cohort],  # train, valid, test
+    findings: list[int],        # indices into FINDINGS that count
+    ratios=(.5, .75, .9),       # shares of the codes that are hidden
+    seed: int = 0,              # of the masks
+) -> list[StudyValues]:
+    "What probes of a rival's features say of each test study, for each ratio."
+    kept = []
+    for ratio in progress(ratios, f'{name} by probe, ratios'):
+        x = {split: features(c, c.masks(ratio, seed)) for split, c in groups.items()}
+        scores, valid, _ = best_probe(x, groups, findings)
+        detail = dict(by='probe', ratio=ratio, reading='visible alone', valid=valid)
+        kept.append(study_scores(name, groups['test'], scores, findings, **detail))
     return kept
 
 # %% ../nbs/compare/masking_study.ipynb #35b7a6fd
@@ -382,6 +411,40 @@ def plot_differences(
     label_lines(ax)
     save_figure(fig, path)
     return fig
+
+# %% ../nbs/compare/masking_study.ipynb #64dc925f
+def rival_records(
+    branches: dict[str, list[list[StudyValues]]],  # branch → its scores, for each seed of training
+    rivals: dict[str, list[StudyValues]],          # rival → its scores, from `probe_rival`
+    seed: int = 0,  # of the bootstrap
+) -> list[Record]:
+    "Each branch by probe minus each rival at each ratio, with 95% intervals; `means` has both AUROCs."
+    records = []
+    for (branch, of_seeds), (rival, scores) in product(branches.items(), rivals.items()):
+        best = [best_readings(kept, 'probe') for kept in of_seeds]
+        for other in scores:
+            ratio, once = other.detail['ratio'], np.ones((1, len(other.study_ids)))
+            one = [of_ratio[ratio] for of_ratio in best]
+            r = paired_record(one, [other] * len(one), 'AUROC macro', auroc_statistic, seed)
+            means = [float(np.mean([auroc_statistic(kept)(once) for kept in of])) for of in (one, [other])]
+            detail = dict(by='probe', ratio=ratio, rival=rival, minus=rival, seeds=len(one), means=means)
+            records.append(replace(r, model=branch, detail=detail))
+    return records
+
+# %% ../nbs/compare/masking_study.ipynb #19a1ad62
+def rival_table(
+    records: list[Record],  # from `rival_records`
+) -> pd.DataFrame:
+    "AUROC of branches and rivals, and their differences with 95% intervals."
+    rows = []
+    for r in records:
+        if 'rival' not in r.detail: continue
+        own, rival = r.detail['means']
+        difference = f'{r.value:+.3f} ({r.low:+.3f} to {r.high:+.3f})'
+        rows.append(dict(branch=r.model, rival=r.detail['rival'], hidden=f'{r.detail["ratio"]:.0%}', n=r.n,
+                         seeds=r.detail['seeds'], AUROC=round(own, 3), of_rival=round(rival, 3),
+                         difference=difference))
+    return pd.DataFrame(rows)
 
 # %% ../nbs/compare/masking_study.ipynb #ff90a62c
 def secondary_values(
