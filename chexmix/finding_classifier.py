@@ -62,7 +62,8 @@ def train_finding_classifier(
         rows = batch_indices(len(images), batch, step, seed)
         shift = torch.randint(-longest, longest + 1, (2,), generator=rng(seed, 'shift', step)).tolist()
         return images[rows].roll(shift, (1, 2))[:, None], truth[rows]
-    identity = dict(steps=steps, seed=seed, images=list(images.shape))
+    seen = [*images.shape, round(float(images.mean()), 6), float(np.nansum(labels))]
+    identity = dict(steps=steps, seed=seed, images=seen)
     settings = FitSettings(
         steps, lr=3e-3, seed=seed, weight_decay=.05, title='finding classifier', identity=identity)
     fit(classifier, batch_at, finding_loss, folder, settings)

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ASKED_SECTION', 'LEVEL', 'SECONDARY', 'study_groups', 'detectable_findings', 'both_readings', 'valid_auroc',
-           'study_scores', 'best_probe', 'probe_branch', 'probe_rival', 'asked_statements', 'likelihood_in_parts',
-           'ask_branch', 'branch_mark', 'Endpoint', 'branch_scores', 'best_readings', 'auroc_statistic', 'mean_auroc',
-           'masking_difference', 'masking_verdict', 'seed_differences', 'seeds_to_decide', 'ratio_differences',
-           'plot_differences', 'rival_records', 'rival_table', 'secondary_values', 'kept_secondary',
-           'secondary_records', 'secondary_table', 'box_cells', 'finding_areas', 'hidden_shares', 'with_findings',
-           'box_records', 'plot_boxes', 'box_table', 'branch_records', 'branch_steps', 'difference_record',
-           'verdict_table']
+           'study_scores', 'best_probe', 'probe_branch', 'probe_rival', 'hide_cells', 'masked_network',
+           'asked_statements', 'likelihood_in_parts', 'ask_branch', 'branch_mark', 'Endpoint', 'branch_scores',
+           'best_readings', 'auroc_statistic', 'mean_auroc', 'masking_difference', 'masking_verdict',
+           'seed_differences', 'seeds_to_decide', 'ratio_differences', 'plot_differences', 'rival_records',
+           'rival_table', 'secondary_values', 'kept_secondary', 'secondary_records', 'secondary_table', 'box_cells',
+           'finding_areas', 'hidden_shares', 'with_findings', 'box_records', 'plot_boxes', 'box_table',
+           'branch_records', 'branch_steps', 'difference_record', 'verdict_table']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
 import re
@@ -28,14 +28,16 @@ from .classify import (
     ask_statements, Cohort, cohort, evaluable, evaluable_findings, log_mean_over_images, model_features,
     new_questions, Questions, saved_mark, statement_log_likelihood, sweep)
 from .core import progress, read_json, UserError
+from .finding_classifier import finding_logits, train_finding_classifier
 from .inpaint import fill_in_batches, keep_filling, mask_studies, model_filling
 from .metrics import (
     bootstrap_interval, ConfidenceInterval, macro, paired_interval, weighted_auroc)
 from .model import ChexmixForCausalLM, study_masks
 from .phantom import make_phantom
-from .plots import label_lines, PALETTE, save_figure
+from .plots import label_lines, mask_to_pixels, PALETTE, save_figure
 from .pretrain import load_model
 from .processor import Processor
+from .radiograph import read_images
 from .records import kept_values, paired_record, read_study_values, Record, StudyValues
 from .report import keep_reports, report_studies, write_all_reports
 from .report_text import FINDINGS, PARENTS
@@ -170,6 +172,42 @@ def probe_rival(
         scores, valid, _ = best_probe(x, groups, findings)
         detail = dict(by='probe', ratio=ratio, reading='visible alone', valid=valid)
         kept.append(study_scores(name, groups['test'], scores, findings, **detail))
+    return kept
+
+# %% ../nbs/compare/masking_study.ipynb #6b9d7672
+def hide_cells(
+    images: torch.Tensor,  # (N, H, W) in [0, 1]
+    mask: torch.Tensor,    # (N, n) bool, True = masked
+    mean: torch.Tensor,    # (H, W)
+) -> torch.Tensor:         # (N, H, W)
+    "Images whose hidden cells show the mean training image."
+    return torch.where(mask_to_pixels(mask, images.shape[-1]), mean, images)
+
+# %% ../nbs/compare/masking_study.ipynb #a8957f13
+def masked_network(
+    folder: Path,          # of the run
+    train: Cohort,         # studies with labels
+    groups: dict[str, Cohort],  # valid and test
+    findings: list[int],   # indices into FINDINGS that count
+    image_size: int,
+    steps: int = 3000,     # of the training
+    ratios=(.5, .75, .9),  # shares of the codes that are hidden
+    seed: int = 0,         # of masks and training
+) -> list[StudyValues]:
+    "What a network that learned from masked images, a third of them at each ratio, says of each test study."
+    pixels = read_images(train.paths, image_size)
+    mean = pixels.mean(0)
+    of_ratio = torch.arange(len(train)) % len(ratios)
+    masks = torch.stack([train.masks(ratio, seed) for ratio in ratios])  # (R, N, n)
+    hidden = hide_cells(pixels, masks[of_ratio, torch.arange(len(train))], mean)
+    network = train_finding_classifier(folder/'masking_study_network', hidden, train.labels, steps, seed=seed)
+    read, kept = {split: read_images(groups[split].paths, image_size) for split in ('valid', 'test')}, []
+    for ratio in progress(ratios, 'ceiling, ratios'):
+        images = {split: hide_cells(x, groups[split].masks(ratio, seed), mean) for split, x in read.items()}
+        valid, test = (finding_logits(network, x)[:, findings] for x in images.values())
+        score = valid_auroc(groups['valid'], valid, findings)
+        detail = dict(by='probe', ratio=ratio, reading='pixels', valid=score, steps=steps, train=len(train))
+        kept.append(study_scores('ceiling', groups['test'], test, findings, **detail))
     return kept
 
 # %% ../nbs/compare/masking_study.ipynb #35b7a6fd
