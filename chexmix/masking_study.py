@@ -8,8 +8,8 @@ __all__ = ['ASKED_SECTION', 'LEVEL', 'SECONDARY', 'study_groups', 'detectable_fi
            'asked_statements', 'likelihood_in_parts', 'ask_branch', 'branch_mark', 'Endpoint', 'branch_scores',
            'best_readings', 'auroc_statistic', 'mean_auroc', 'masking_difference', 'masking_verdict',
            'seed_differences', 'seeds_to_decide', 'ratio_differences', 'plot_differences', 'rival_records',
-           'rival_table', 'secondary_values', 'kept_secondary', 'secondary_records', 'secondary_table', 'box_cells',
-           'finding_areas', 'hidden_shares', 'with_findings', 'box_records', 'plot_boxes', 'box_table',
+           'rival_table', 'plot_rivals', 'secondary_values', 'kept_secondary', 'secondary_records', 'secondary_table',
+           'box_cells', 'finding_areas', 'hidden_shares', 'with_findings', 'box_records', 'plot_boxes', 'box_table',
            'branch_records', 'branch_steps', 'difference_record', 'verdict_table']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
@@ -483,6 +483,26 @@ def rival_table(
                          seeds=r.detail['seeds'], AUROC=round(own, 3), of_rival=round(rival, 3),
                          difference=difference))
     return pd.DataFrame(rows)
+
+# %% ../nbs/compare/masking_study.ipynb #1f20733c
+def plot_rivals(
+    records: list[Record],     # from `rival_records`
+    path: Path | None = None,  # the picture is also written there
+):
+    "AUROC over the hidden share: both branches, and the rivals beside them."
+    lines = {}  # system → ratio → AUROC
+    for r in records:
+        for system, value in zip((r.model, r.detail['rival']), r.detail['means']):
+            lines.setdefault(system, {})[r.detail['ratio']] = value
+    colors = dict(masked=PALETTE['stage2'], unmasked=PALETTE['stage1'], ceiling=PALETTE['best baseline'])
+    fig, ax = plt.subplots(figsize=(6, 3), dpi=100, layout='constrained')
+    for system, values in lines.items():
+        x = [100 * ratio for ratio in values]
+        ax.plot(x, values.values(), marker='o', ms=4, color=colors.get(system, PALETTE['rest']), label=system)
+    ax.set(xlabel='share of the codes that is hidden, %', ylabel='AUROC by probe')
+    label_lines(ax)
+    save_figure(fig, path)
+    return fig
 
 # %% ../nbs/compare/masking_study.ipynb #ff90a62c
 def secondary_values(

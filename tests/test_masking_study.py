@@ -1,12 +1,12 @@
 "The primary endpoint of the protocol: readings, pairing, verdict, and scores that are kept."
 from dataclasses import replace
 
-import numpy as np, pytest
+import numpy as np, pytest, torch
 
 from chexmix.core import UserError
 from chexmix.masking_study import (
-    best_readings, box_records, hidden_shares, masking_difference, masking_verdict, secondary_records,
-    with_findings)
+    best_readings, box_records, hidden_shares, hide_cells, masking_difference, masking_verdict, rival_records,
+    secondary_records, with_findings)
 from chexmix.metrics import ConfidenceInterval
 from chexmix.records import kept_values, StudyValues
 
@@ -41,6 +41,24 @@ def test_a_clear_difference_is_found_and_its_sign_is_that_of_the_first_branch():
     assert difference.low > 0 and masking_verdict(difference) == 'masking helps'
     turned = masking_difference(noisy, clear, 'probe')
     assert masking_verdict(turned) == 'masking does not help by as much as matters'
+
+
+def test_a_rival_is_compared_with_the_mean_over_the_seeds():
+    clear = [branch('masked', .8, seed) for seed in range(3)]
+    rival = branch('pixels', 2, 20)
+    ahead = rival_records(dict(masked=clear), dict(pixels=rival))
+    assert [r.detail['ratio'] for r in ahead] == list(RATIOS) and all(r.low > 0 for r in ahead)
+    for r in ahead: assert r.value == pytest.approx(r.detail['means'][0] - r.detail['means'][1])
+    same = rival_records(dict(masked=[rival]), dict(pixels=rival))
+    assert [(r.value, r.low, r.high) for r in same] == [(0, 0, 0)] * 3
+
+
+def test_hidden_cells_show_the_mean_image_and_the_others_themselves():
+    images, mask = torch.rand(2, 8, 8), torch.tensor([[True, False, False, False]] * 2)
+    hidden = hide_cells(images, mask, torch.full((8, 8), .5))
+    assert (hidden[:, :4, :4] == .5).all()
+    hidden[:, :4, :4] = images[:, :4, :4]
+    assert torch.equal(hidden, images)
 
 
 def test_branches_of_different_studies_are_refused():
