@@ -553,19 +553,24 @@ def choose_statements(
 ) -> pd.DataFrame:       # finding, affirms (bool), section, text
     """The most frequent statements about each finding, from the first section that affirms it.
 
+    A finding that no section affirms may still be denied: in the first section that does.
+
     Raises `UserError` where no finding is affirmed.
     """
     rows, columns = [], ['finding', 'affirms', 'section', 'text']
     stated = {}
     for section, own in counts.items(): stated[section] = {text: stated_findings(text) for text in own}
     for finding in FINDINGS:
+        found = {}  # section → statements
         for section, own in counts.items():
-            chosen = {value: statements_about(finding, value, own, stated[section]) for value in (1., 0.)}
-            if not chosen[1.]: continue
-            for value, texts in chosen.items():
+            about = {value: statements_about(finding, value, own, stated[section]) for value in (1., 0.)}
+            if any(about.values()): found[section] = about
+        affirming = [section for section, about in found.items() if about[1.]]
+        for section in (affirming or list(found))[:1]:
+            for value, texts in found[section].items():
                 rows += [(finding, value == 1, section, text) for text in texts[:wordings]]
-            break
-    if rows: return pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=columns)
+    if table.affirms.any(): return table
     n = sum(map(len, counts.values()))
     raise UserError(f'no sentence of {n} affirms a finding: give more reports, or others')
 

@@ -13,7 +13,7 @@ __all__ = ['ASKED_SECTION', 'LEVEL', 'SECONDARY', 'study_groups', 'detectable_fi
            'branch_records', 'branch_steps', 'difference_record', 'verdict_table']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
-import re
+import re, shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -26,7 +26,7 @@ from scipy.stats import t as student_t
 from .baselines import codebook_features, kept_statistic, pixel_features
 from .classify import (
     ask_statements, Cohort, cohort, evaluable, evaluable_findings, log_mean_over_images, model_features,
-    new_questions, Questions, saved_mark, statement_log_likelihood, sweep)
+    new_questions, Questions, saved_mark, statement_log_likelihood, statement_roles, sweep)
 from .core import progress, read_json, UserError
 from .finding_classifier import finding_logits, train_finding_classifier
 from .inpaint import fill_in_batches, keep_filling, mask_studies, model_filling
@@ -194,7 +194,7 @@ def masked_network(
     ratios=(.5, .75, .9),  # shares of the codes that are hidden
     seed: int = 0,         # of masks and training
 ) -> list[StudyValues]:
-    "What a network that learned from masked images, a third of them at each ratio, says of each test study."
+    "What a network that learned from masked images, each at one of the ratios, says of each test study."
     pixels = read_images(train.paths, image_size)
     mean = pixels.mean(0)
     of_ratio = torch.arange(len(train)) % len(ratios)
@@ -208,6 +208,7 @@ def masked_network(
         score = valid_auroc(groups['valid'], valid, findings)
         detail = dict(by='probe', ratio=ratio, reading='pixels', valid=score, steps=steps, train=len(train))
         kept.append(study_scores('ceiling', groups['test'], test, findings, **detail))
+    shutil.rmtree(folder/'masking_study_network')  # checkpoints of a finished training
     return kept
 
 # %% ../nbs/compare/masking_study.ipynb #35b7a6fd
@@ -220,11 +221,18 @@ def asked_statements(
     section: str = 'findings',  # or impression: that statements are taken from and asked in
     wordings: int = 8,    # affirming and denying statements for each finding, at most
 ) -> pd.DataFrame:        # see `choose_statements`
-    "Statements about these findings alone, and those that call everything normal."
+    """Statements about these findings alone, and those that call everything normal.
+
+    Raises `UserError` where the section never affirms one of the findings.
+    """
     statements = ask_statements(studies, info, [section], wordings)
+    affirmed = statement_roles(statements)[0].any(1)
+    if missing := [FINDINGS[k] for k in findings if not affirmed[k]]:
+        raise UserError(f'the section {section} never affirms {", ".join(missing)}: ask in another way, '
+                        'or let only findings count that it affirms')
     names = {FINDINGS[k] for k in findings} | {'No Finding'}
     children = {child for child, parent in PARENTS.items() if parent in names}
-    return statements[statements.finding.isin(names | children)]
+    return statements[statements.finding.isin(names | children)].reset_index(drop=True)
 
 # %% ../nbs/compare/masking_study.ipynb #2ad3b089
 def likelihood_in_parts(
@@ -453,7 +461,7 @@ def plot_differences(
 # %% ../nbs/compare/masking_study.ipynb #64dc925f
 def rival_records(
     branches: dict[str, list[list[StudyValues]]],  # branch → its scores, for each seed of training
-    rivals: dict[str, list[StudyValues]],          # rival → its scores, from `probe_rival`
+    rivals: dict[str, list[StudyValues]],  # → its scores, from `probe_rival` or `masked_network`
     seed: int = 0,  # of the bootstrap
 ) -> list[Record]:
     "Each branch by probe minus each rival at each ratio, with 95% intervals; `means` has both AUROCs."
@@ -499,7 +507,7 @@ def plot_rivals(
     for system, values in lines.items():
         x = [100 * ratio for ratio in values]
         ax.plot(x, values.values(), marker='o', ms=4, color=colors.get(system, PALETTE['rest']), label=system)
-    ax.set(xlabel='share of the codes that is hidden, %', ylabel='AUROC by probe')
+    ax.set(xlabel='share of the codes that is hidden, %', ylabel='AUROC')
     label_lines(ax)
     save_figure(fig, path)
     return fig

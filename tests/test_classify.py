@@ -128,6 +128,15 @@ def test_a_finding_is_asked_in_the_first_section_that_affirms_it():
     assert asked['Pleural Effusion'] == {('findings', 'Large effusion.'), ('findings', 'No effusion.')}
 
 
+def test_a_parent_keeps_its_denials():
+    "Nobody affirms it alone, and its children do; it is still denied in its own words."
+    findings = Counter({'Edema.': 3, 'No focal opacity.': 5, 'The chest is normal.': 9})
+    table = choose_statements(dict(impression=Counter(), findings=findings))
+    affirms, denies = (roles[FINDINGS.index('Lung Opacity')] for roles in statement_roles(table))
+    texts = table[['section', 'text']].drop_duplicates().text.to_numpy()
+    assert set(texts[affirms]) == {'Edema.'} and set(texts[denies]) == {'No focal opacity.'}
+
+
 def test_the_same_words_in_two_sections_are_two_statements(parts):
     "Each is scored after the heading of its own section, and counts for its own finding."
     model, processor = parts
