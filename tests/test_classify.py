@@ -40,23 +40,29 @@ def random_cohort(n, processor, seed):
     return Cohort(ids, np.array(ids), ids, random_codes(n, processor, seed), labels)
 
 
+def learn_by_heart(model, processor, codes, texts, steps):
+    "Train on these images with these reports; the model ends in evaluation mode."
+    ids = [processor.text_tokenizer.encode(text) for text in texts]
+    rows = [dict(codes=c, text_ids=i) for c, i in zip(codes, ids)]
+    batch = collate(rows, processor.layout)['input_ids']
+    targets = select_targets(batch, None, processor.layout)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        loss, _ = causal_loss(model, batch, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+
+
 def test_what_was_learned_by_heart_is_answered(tiny_run):
     model, processor = load_model(tiny_run, 'stage2')
     codes = random_codes(6, processor)
     has_edema = torch.tensor([1, 0, 0, 1, 1, 0])
     texts = ['There is pulmonary edema.' if x else 'No pulmonary edema.' for x in has_edema]
-    ids = [processor.text_tokenizer.encode(f'FINDINGS: {text}') for text in texts]
-    rows = [dict(codes=c, text_ids=i) for c, i in zip(codes, ids)]
-    batch = collate(rows, processor.layout)['input_ids']
-    targets = select_targets(batch, None, processor.layout)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(60):
-        loss, _ = causal_loss(model, batch, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    learn_by_heart(model, processor, codes, [f'FINDINGS: {text}' for text in texts], steps=60)
     for others in (None, random_codes(5, processor, seed=1)):
-        questions = new_questions(model.eval(), processor, STATEMENTS, codes=others)
+        questions = new_questions(model, processor, STATEMENTS, codes=others)
         answers = ask_findings(model, processor, questions, codes)['Edema'].to_numpy()
         assert weighted_auroc(has_edema.numpy(), answers)(np.ones((1, 6)))[0] == 1
 
@@ -156,17 +162,8 @@ def test_the_same_words_in_two_sections_are_two_statements(parts):
 @pytest.mark.parametrize('first', ['findings', 'impression'])
 def test_the_section_with_which_a_model_begins(tiny_run, first):
     model, processor = load_model(tiny_run, 'stage1')
-    text_ids = processor.text_tokenizer.encode(f'{first.upper()}: Edema.')
-    rows = [dict(codes=codes, text_ids=text_ids) for codes in random_codes(4, processor)]
-    batch = collate(rows, processor.layout)['input_ids']
-    targets = select_targets(batch, None, processor.layout)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(20):
-        loss, _ = causal_loss(model, batch, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert section_order(model.eval(), processor)[0] == first
+    learn_by_heart(model, processor, random_codes(4, processor), [f'{first.upper()}: Edema.'] * 4, steps=20)
+    assert section_order(model, processor)[0] == first
 
 
 def test_questions_of_an_older_version(tmp_path):
