@@ -1083,6 +1083,6 @@ def evaluate_ask(
         plt.close(plot_reliability(curves, folder/'figures'/f'ask_{name}_reliability.png'))
     weights = {name: content_hash(folder/name/'model.safetensors') for name in models}
     dtype = dtype_of(*[parts[0] for parts in loaded.values()])
-    command = f'chexmix evaluate ask --run {folder.name}' + f' --dtype {dtype}' * bool(loading)
+    command = f'chexmix evaluate ask --run {folder.name} --most {most}' + f' --dtype {dtype}' * bool(loading)
     save_records(folder, 'ask', records, info, weights, command, dtype)
     return records

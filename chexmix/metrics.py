@@ -140,11 +140,12 @@ def weight_by_rank(
     score: np.ndarray,    # (n,)
     weights: np.ndarray,  # (R, n)
 ) -> tuple[np.ndarray, np.ndarray]:  # both (R, distinct scores), the lowest score first
-    "Total weight of positives and of negatives at each distinct score."
+    "Total weight of positives and of negatives at each distinct score; NaN where a score is NaN."
     order = np.argsort(score, kind='stable')
     starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
     weights = weights[:, order]
     positive = np.add.reduceat(weights * truth[order], starts, axis=1)
+    if np.isnan(score).any(): positive = np.full_like(positive, np.nan)
     return positive, np.add.reduceat(weights, starts, axis=1) - positive
 
 # %% ../nbs/foundations/metrics.ipynb #ffd4220d
@@ -163,7 +164,7 @@ def weighted_auroc(
     truth: np.ndarray,  # (n,) 1, 0 or NaN (left out)
     score: np.ndarray,  # (n,) higher = rather positive
 ):
-    "AUROC as a statistic for `bootstrap_interval`; NaN where a resample holds one class only."
+    "AUROC as a statistic for `bootstrap_interval`; NaN where a resample holds one class, or a score is NaN."
     known = is_known(truth)
     def statistic(weights):
         positive, negative = weight_by_rank(truth[known], score[known], weights[:, known])
@@ -177,7 +178,7 @@ def weighted_auprc(
     truth: np.ndarray,  # (n,) 1, 0 or NaN (left out)
     score: np.ndarray,  # (n,) higher = rather positive
 ):
-    "Average precision as a statistic for `bootstrap_interval`; NaN where a resample holds no positive."
+    "Average precision as a statistic; NaN where a resample holds no positive, or a score is NaN."
     known = is_known(truth)
     def statistic(weights):
         positive, negative = weight_by_rank(truth[known], score[known], weights[:, known])

@@ -5,10 +5,10 @@ import numpy as np, pytest, torch
 
 from chexmix.core import UserError
 from chexmix.masking_study import (
-    best_readings, box_records, hidden_shares, hide_cells, masking_difference, masking_verdict, rival_records,
-    secondary_records, with_findings)
+    best_readings, box_records, branch_mark, difference_record, folders_by_seed, hidden_shares, hide_cells,
+    masking_difference, masking_verdict, rival_records, secondary_records, verdict_table, with_findings)
 from chexmix.metrics import ConfidenceInterval
-from chexmix.records import kept_values, StudyValues
+from chexmix.records import kept_values, save_study_values, StudyValues
 
 RATIOS = (.5, .75, .9)
 
@@ -41,6 +41,29 @@ def test_a_clear_difference_is_found_and_its_sign_is_that_of_the_first_branch():
     assert difference.low > 0 and masking_verdict(difference) == 'masking helps'
     turned = masking_difference(noisy, clear, 'probe')
     assert masking_verdict(turned) == 'masking does not help by as much as matters'
+
+
+def test_further_branches_have_a_narrower_interval_and_no_verdict():
+    pairs = [branch('masked', .8)], [branch('unmasked', 2, 10)]
+    primary = difference_record(*pairs, 'probe', ('masked-{seed}', 'unmasked-{seed}'), 4430)
+    further = difference_record(*pairs, 'probe', ('masked15', 'unmasked-{seed}'), 4430, level=.95)
+    assert primary.value == further.value and primary.low < further.low < further.high < primary.high
+    table = verdict_table([primary, further])
+    assert list(table.level) == ['98.3%', '95.0%'] and list(table.verdict) == ['masking helps', '']
+    assert list(table.difference) == ['masked minus unmasked', 'masked15 minus unmasked']
+
+
+def test_folders_are_sorted_by_branch_and_seed():
+    folders = folders_by_seed(['masked15-3', 'masked15-12', 'stage2'])
+    assert folders == {'masked15': {3: 'masked15-3', 12: 'masked15-12'}, 'stage2': {0: 'stage2'}}
+
+
+@pytest.mark.parametrize('way', ['probe', 'asked', 'asked_in_the_impression', 'secondary'])
+def test_a_branch_on_another_machine_is_known_by_any_of_its_files(tmp_path, way):
+    kept = [replace(k, detail=k.detail | dict(conditions=['abc', 1])) for k in branch('b-1', 1)]
+    save_study_values(tmp_path, f'masking_study_b-1_{way}', kept)
+    assert branch_mark(tmp_path, 'b-1') == 'abc'
+    with pytest.raises(UserError, match='train the branch'): branch_mark(tmp_path, 'b')
 
 
 def test_a_rival_is_compared_with_the_mean_over_the_seeds():
