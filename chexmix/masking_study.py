@@ -27,7 +27,7 @@ from .baselines import codebook_features, kept_statistic, pixel_features
 from .classify import (
     ask_statements, Cohort, cohort, evaluable, evaluable_findings, log_mean_over_images, model_features,
     new_questions, Questions, saved_mark, statement_log_likelihood, statement_roles, sweep)
-from .core import progress, read_json, UserError
+from .core import json_checksum, progress, read_json, UserError
 from .finding_classifier import finding_logits, train_finding_classifier
 from .inpaint import fill_in_batches, keep_filling, mask_studies, model_filling
 from .metrics import (
@@ -341,7 +341,7 @@ def branch_scores(
     kept, file = [], f'masking_study_{branch}'
     if groups: kept += kept_values(folder, f'{file}_probe', [*shared, *map(len, groups.values())], probe)
     for way, statements in endpoint.statements.items():
-        conditions = [*shared, *map(len, asked.values()), len(statements)]
+        conditions = [*shared, *map(len, asked.values()), json_checksum(statements.to_dict('list'))]
         kept += kept_values(folder, f'{file}_{file_word(way)}', conditions, partial(ask, statements))
     return kept
 
