@@ -7,10 +7,10 @@ __all__ = ['ASKED_SECTION', 'LEVEL', 'SECONDARY', 'study_groups', 'detectable_fi
            'valid_auroc', 'study_scores', 'best_probe', 'probe_branch', 'probe_rival', 'hide_cells', 'masked_network',
            'asked_statements', 'likelihood_in_parts', 'ask_branch', 'file_word', 'branch_mark', 'Endpoint',
            'branch_scores', 'best_readings', 'auroc_statistic', 'mean_auroc', 'masking_difference', 'masking_verdict',
-           'seed_differences', 'seeds_to_decide', 'ratio_differences', 'plot_differences', 'rival_records',
-           'rival_table', 'plot_rivals', 'secondary_values', 'kept_secondary', 'secondary_records', 'secondary_table',
-           'box_cells', 'finding_areas', 'hidden_shares', 'with_findings', 'box_records', 'plot_boxes', 'box_table',
-           'branch_records', 'branch_steps', 'difference_record', 'verdict_table']
+           'seed_differences', 'seeds_to_decide', 'ratio_differences', 'plot_differences', 'of_studies',
+           'rival_records', 'rival_table', 'plot_rivals', 'secondary_values', 'kept_secondary', 'secondary_records',
+           'secondary_table', 'box_cells', 'finding_areas', 'hidden_shares', 'with_findings', 'box_records',
+           'plot_boxes', 'box_table', 'branch_records', 'branch_steps', 'difference_record', 'verdict_table']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
 import re, shutil
@@ -478,21 +478,39 @@ def plot_differences(
     return fig
 
 # %% ../nbs/compare/masking_study.ipynb #64dc925f
+def of_studies(
+    kept: StudyValues,
+    study_ids: list[str],
+) -> StudyValues:
+    "The values of these studies alone, in this order. Raises `UserError` where one is missing."
+    rows = pd.Index(kept.study_ids).get_indexer(study_ids)
+    if (rows < 0).any():
+        missing = study_ids[int(np.argmin(rows))]
+        raise UserError(f'{kept.model} has no value of {missing}: evaluate both on the same studies')
+    values = {name: x[rows] for name, x in kept.values.items()}
+    return replace(kept, study_ids=list(study_ids), patients=[kept.patients[k] for k in rows], values=values)
+
+# %% ../nbs/compare/masking_study.ipynb #758fa169
 def rival_records(
     branches: dict[str, list[list[StudyValues]]],  # branch → its scores, for each seed of training
     rivals: dict[str, list[StudyValues]],  # → its scores, from `probe_rival` or `masked_network`
-    seed: int = 0,  # of the bootstrap
+    by: str = 'probe',  # the way of reading a branch; rivals are read by their own means
+    seed: int = 0,      # of the bootstrap
 ) -> list[Record]:
-    "Each branch by probe minus each rival at each ratio, with 95% intervals; `means` has both AUROCs."
+    """Each branch minus each rival at each ratio, on the studies of the branch, with 95% intervals.
+
+    `means` has both AUROCs.
+    """
     records = []
     for (branch, of_seeds), (rival, scores) in product(branches.items(), rivals.items()):
-        best = [best_readings(kept, 'probe') for kept in of_seeds]
-        for other in scores:
-            ratio, once = other.detail['ratio'], np.ones((1, len(other.study_ids)))
+        best = [best_readings(kept, by) for kept in of_seeds]
+        for of_all in scores:
+            ratio = of_all.detail['ratio']
             one = [of_ratio[ratio] for of_ratio in best]
+            other, once = of_studies(of_all, one[0].study_ids), np.ones((1, len(one[0].study_ids)))
             r = paired_record(one, [other] * len(one), 'AUROC macro', auroc_statistic, seed)
             means = [float(np.mean([auroc_statistic(kept)(once) for kept in of])) for of in (one, [other])]
-            detail = dict(by='probe', ratio=ratio, rival=rival, minus=rival, seeds=len(one), means=means)
+            detail = dict(by=by, ratio=ratio, rival=rival, minus=rival, seeds=len(one), means=means)
             records.append(replace(r, model=branch, detail=detail))
     return records
 
@@ -506,28 +524,32 @@ def rival_table(
         if 'rival' not in r.detail: continue
         own, rival = r.detail['means']
         difference = f'{r.value:+.3f} ({r.low:+.3f} to {r.high:+.3f})'
-        rows.append(dict(branch=r.model, rival=r.detail['rival'], hidden=f'{r.detail["ratio"]:.0%}', n=r.n,
+        rows.append(dict(branch=r.model, by=r.detail['by'], rival=r.detail['rival'], hidden=f'{r.detail["ratio"]:.0%}', n=r.n,
                          seeds=r.detail['seeds'], AUROC=round(own, 3), of_rival=round(rival, 3),
                          difference=difference))
     return pd.DataFrame(rows)
 
 # %% ../nbs/compare/masking_study.ipynb #1f20733c
 def plot_rivals(
-    records: list[Record],     # from `rival_records`
+    records: list[Record],     # from `rival_records`, of all ways
     path: Path | None = None,  # the picture is also written there
 ):
-    "AUROC over the hidden share: both branches, and the rivals beside them."
-    lines = {}  # system → ratio → AUROC
+    "AUROC over the hidden share: both branches, and the rivals beside them; a panel a way."
+    lines = {}  # way → system → ratio → AUROC
     for r in records:
+        systems = lines.setdefault(r.detail['by'], {})
         for system, value in zip((r.model, r.detail['rival']), r.detail['means']):
-            lines.setdefault(system, {})[r.detail['ratio']] = value
+            systems.setdefault(system, {})[r.detail['ratio']] = value
     colors = dict(masked=PALETTE['stage2'], unmasked=PALETTE['stage1'], ceiling=PALETTE['best baseline'])
-    fig, ax = plt.subplots(figsize=(6, 3), dpi=100, layout='constrained')
-    for system, values in lines.items():
-        x = [100 * ratio for ratio in values]
-        ax.plot(x, values.values(), marker='o', ms=4, color=colors.get(system, PALETTE['rest']), label=system)
-    ax.set(xlabel='share of the codes that is hidden, %', ylabel='AUROC')
-    label_lines(ax)
+    fig, axes = plt.subplots(1, len(lines), figsize=(2 + 4 * len(lines), 3), dpi=100, squeeze=False,
+                             sharey=True, layout='constrained')
+    for ax, (by, systems) in zip(axes[0], lines.items()):
+        for system, values in systems.items():
+            x, color = [100 * ratio for ratio in values], colors.get(system, PALETTE['rest'])
+            ax.plot(x, values.values(), marker='o', ms=4, color=color, label=system)
+        ax.set(title=f'branches by {by}', xlabel='share of the codes that is hidden, %')
+        label_lines(ax)
+    axes[0, 0].set_ylabel('AUROC')
     save_figure(fig, path)
     return fig
 

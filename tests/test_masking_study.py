@@ -6,7 +6,8 @@ import numpy as np, pytest, torch
 from chexmix.core import UserError
 from chexmix.masking_study import (
     best_readings, box_records, branch_mark, difference_record, folders_by_seed, hidden_shares, hide_cells,
-    masking_difference, masking_verdict, rival_records, secondary_records, verdict_table, with_findings)
+    masking_difference, masking_verdict, of_studies, rival_records, secondary_records, verdict_table,
+    with_findings)
 from chexmix.metrics import ConfidenceInterval
 from chexmix.records import kept_values, save_study_values, StudyValues
 
@@ -74,6 +75,10 @@ def test_a_rival_is_compared_with_the_mean_over_the_seeds():
     for r in ahead: assert r.value == pytest.approx(r.detail['means'][0] - r.detail['means'][1])
     same = rival_records(dict(masked=[rival]), dict(pixels=rival))
     assert [(r.value, r.low, r.high) for r in same] == [(0, 0, 0)] * 3
+    some = [of_studies(kept, kept.study_ids[50:20:-1]) for kept in rival]  # a branch that reads some studies
+    assert [(r.value, r.n) for r in rival_records(dict(masked=[some]), dict(pixels=rival))] == [(0, 30)] * 3
+    with pytest.raises(UserError, match='pixels has no value of other: evaluate both on the same studies'):
+        of_studies(rival[0], ['s-1', 'other'])
 
 
 def test_hidden_cells_show_the_mean_image_and_the_others_themselves():
