@@ -524,9 +524,9 @@ def rival_table(
         if 'rival' not in r.detail: continue
         own, rival = r.detail['means']
         difference = f'{r.value:+.3f} ({r.low:+.3f} to {r.high:+.3f})'
-        rows.append(dict(branch=r.model, by=r.detail['by'], rival=r.detail['rival'], hidden=f'{r.detail["ratio"]:.0%}', n=r.n,
-                         seeds=r.detail['seeds'], AUROC=round(own, 3), of_rival=round(rival, 3),
-                         difference=difference))
+        about = {name: r.detail[name] for name in ('by', 'rival', 'seeds')}
+        rows.append(dict(branch=r.model, hidden=f'{r.detail["ratio"]:.0%}', n=r.n) | about | dict(
+            AUROC=round(own, 3), of_rival=round(rival, 3), difference=difference))
     return pd.DataFrame(rows)
 
 # %% ../nbs/compare/masking_study.ipynb #1f20733c
@@ -548,7 +548,7 @@ def plot_rivals(
             x, color = [100 * ratio for ratio in values], colors.get(system, PALETTE['rest'])
             ax.plot(x, values.values(), marker='o', ms=4, color=color, label=system)
         ax.set(title=f'branches by {by}', xlabel='share of the codes that is hidden, %')
-        label_lines(ax)
+    for ax in axes[0]: label_lines(ax)  # where all lines are, since the panels share their heights
     axes[0, 0].set_ylabel('AUROC')
     save_figure(fig, path)
     return fig
@@ -797,6 +797,6 @@ def verdict_table(
         row |= {name: r.detail[name] for name in ('by', 'steps', 'seeds')}
         row['verdict'] = r.detail.get('verdict', '')
         row['each seed'] = ', '.join(f'{x:+.3f}' for x in r.detail['of_seeds'])
-        if row['verdict'] == 'undecided': row['seeds to decide'] = r.detail['seeds_to_decide'] or ''
+        if row['verdict'] == 'undecided': row['seeds to decide'] = str(r.detail['seeds_to_decide'] or '')
         rows.append(row)
     return pd.DataFrame(rows).fillna('')
