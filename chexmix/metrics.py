@@ -145,7 +145,7 @@ def weight_by_rank(
     starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
     weights = weights[:, order]
     positive = np.add.reduceat(weights * truth[order], starts, axis=1)
-    if np.isnan(score).any(): positive = np.full_like(positive, np.nan)
+    if np.isnan(score).any(): positive = np.full(positive.shape, np.nan)
     return positive, np.add.reduceat(weights, starts, axis=1) - positive
 
 # %% ../nbs/foundations/metrics.ipynb #ffd4220d
@@ -195,7 +195,11 @@ def macro(
     labels: np.ndarray,  # (n, F) 1, 0 or NaN
     scores: np.ndarray,  # (n, F)
 ):
-    "Mean of `measure` over the findings that have a value, as a statistic for `bootstrap_interval`."
+    """Mean of `measure` over the findings that have a value, as a statistic for `bootstrap_interval`.
+
+    NaN where a score of a known label is NaN: a mean over the other findings would hide it.
+    """
+    if np.isnan(scores[is_known(labels)]).any(): return lambda weights: np.full(len(weights), np.nan)
     each = [measure(y, s) for y, s in zip(labels.T, scores.T)]
     def statistic(weights):
         values = np.stack([one(weights) for one in each])  # (F, R)

@@ -6,8 +6,8 @@ import numpy as np, pytest, torch
 from chexmix.core import UserError
 from chexmix.masking_study import (
     best_readings, box_records, branch_mark, difference_record, folders_by_seed, hidden_shares, hide_cells,
-    masking_difference, masking_verdict, of_studies, rival_records, secondary_records, verdict_table,
-    with_findings)
+    masking_difference, masking_verdict, of_studies, reading_differences, rival_records, secondary_records,
+    verdict_table, with_findings)
 from chexmix.metrics import ConfidenceInterval
 from chexmix.records import kept_values, save_study_values, StudyValues
 
@@ -47,16 +47,44 @@ def test_a_clear_difference_is_found_and_its_sign_is_that_of_the_first_branch():
 def test_further_branches_have_a_narrower_interval_and_no_verdict():
     pairs = [branch('masked', .8)], [branch('unmasked', 2, 10)]
     primary = difference_record(*pairs, 'probe', ('masked-{seed}', 'unmasked-{seed}'), 4430)
-    further = difference_record(*pairs, 'probe', ('masked15', 'unmasked-{seed}'), 4430, level=.95)
+    further = difference_record(*pairs, 'probe', ('masked15', 'unmasked-{seed}'), 4430, primary=False)
     assert primary.value == further.value and primary.low < further.low < further.high < primary.high
     table = verdict_table([primary, further])
     assert list(table.level) == ['98.3%', '95.0%'] and list(table.verdict) == ['masking helps', '']
     assert list(table.difference) == ['masked minus unmasked', 'masked15 minus unmasked']
+    assert np.mean(primary.detail['of_ratios']) == pytest.approx(primary.value)
+    way = 'asking in the impression'
+    for branches in pairs: branches[0] = [replace(k, detail=k.detail | dict(by=way)) for k in branches[0]]
+    added = difference_record(*pairs, way, ('m', 'u'), None)
+    assert added.detail['level'] == .983 and 'verdict' not in added.detail
+    assert verdict_table([primary, added]).steps.tolist() == [4430, '']
 
 
 def test_folders_are_sorted_by_branch_and_seed():
     folders = folders_by_seed(['masked15-3', 'masked15-12', 'stage2'])
     assert folders == {'masked15': {3: 'masked15-3', 12: 'masked15-12'}, 'stage2': {0: 'stage2'}}
+    with pytest.raises(UserError, match='stage2-0 is named twice'): folders_by_seed(['stage2', 'stage2-0'])
+
+
+def test_both_branches_are_compared_in_the_same_reading():
+    read, filled = branch('masked', .8), branch('masked', 2, 1, reading='filled first')
+    other = branch('unmasked', 2, 2), branch('unmasked', 2, 3, reading='filled first')
+    found = reading_differences([read + filled], [other[1] + other[0]], 'probe')  # kept in another order
+    ahead = {r.detail['reading']: r.low > 0 for r in found if r.detail['ratio'] == .5}
+    assert len(found) == 6 and ahead == {'mask id': True, 'filled first': False}
+
+
+def test_a_reading_without_a_number_is_not_the_better_one():
+    diverged = branch('b', 1, valid=float('nan'))
+    best = best_readings(diverged + branch('b', 1, valid=.6, reading='filled first'), 'probe')
+    assert {kept.detail['reading'] for kept in best.values()} == {'filled first'}
+
+
+def test_rows_of_a_study_are_matched_in_their_order():
+    kept = branch('pixels', 1, n=6)[0]
+    twice = replace(kept, study_ids=['a', 'a', 'b', 'c', 'c', 'd'])
+    some = of_studies(twice, ['c', 'c', 'a'])
+    assert np.array_equal(some.values['labels'], kept.values['labels'][[3, 4, 0]])
 
 
 @pytest.mark.parametrize('way', ['probe', 'asked', 'asked_in_the_impression', 'secondary'])
