@@ -6,12 +6,13 @@
 __all__ = ['ASKED_SECTION', 'LEVEL', 'SECONDARY', 'PROTOCOL_WAYS', 'LateMasks', 'folders_by_seed', 'study_groups',
            'detectable_findings', 'both_readings', 'valid_auroc', 'study_scores', 'best_probe', 'probe_branch',
            'probe_rival', 'hide_cells', 'masked_network', 'asked_statements', 'likelihood_in_parts', 'ask_branch',
-           'file_word', 'branch_mark', 'Endpoint', 'branch_scores', 'best_readings', 'auroc_statistic', 'mean_auroc',
-           'masking_difference', 'masking_verdict', 'seed_differences', 'seeds_to_decide', 'ratio_differences',
-           'plot_differences', 'reading_differences', 'reading_table', 'row_keys', 'of_studies', 'rival_records',
-           'rival_table', 'plot_rivals', 'secondary_values', 'kept_secondary', 'secondary_records', 'secondary_table',
-           'box_cells', 'finding_areas', 'hidden_shares', 'with_findings', 'box_records', 'plot_boxes', 'box_table',
-           'branch_records', 'branch_steps', 'difference_record', 'further_records', 'verdict_table']
+           'file_word', 'branch_mark', 'Endpoint', 'branch_scores', 'best_readings', 'auroc_statistic', 'mean_of_seeds',
+           'auroc_record', 'mean_auroc', 'masking_difference', 'masking_verdict', 'seed_differences', 'seeds_to_decide',
+           'ratio_differences', 'plot_differences', 'reading_differences', 'reading_table', 'row_keys', 'of_studies',
+           'rival_records', 'rival_table', 'plot_rivals', 'secondary_values', 'kept_secondary', 'secondary_records',
+           'secondary_table', 'box_cells', 'finding_areas', 'hidden_shares', 'with_findings', 'box_records',
+           'plot_boxes', 'box_table', 'branch_records', 'branch_steps', 'difference_record', 'further_records',
+           'verdict_table']
 
 # %% ../nbs/compare/masking_study.ipynb #6c7c1cca
 import re, shutil
@@ -384,6 +385,24 @@ def auroc_statistic(kept: StudyValues, metric: str = 'AUROC macro'):
     if metric != 'AUROC macro': return None
     return macro(weighted_auroc, kept.values['labels'], kept.values['scores'])
 
+def mean_of_seeds(
+    of_seeds: list[StudyValues],  # scores at one ratio, for each seed of training
+) -> float:
+    "Macro AUROC, mean over the seeds; each study counts once."
+    once = np.ones((1, len(of_seeds[0].study_ids)))
+    return float(np.mean([auroc_statistic(kept)(once) for kept in of_seeds]))
+
+def auroc_record(
+    one: list[StudyValues],    # scores at one ratio, for each seed of training
+    other: list[StudyValues],  # those with which they are compared
+    about: dict,    # for the detail of the record
+    seed: int = 0,  # of the bootstrap
+) -> Record:
+    "One minus the other with a 95% interval over patients and seeds; `means` has both AUROCs."
+    r = paired_record(one, other, 'AUROC macro', auroc_statistic, seed)
+    own = dict(minus=other[0].model, seeds=len(one), means=[mean_of_seeds(one), mean_of_seeds(other)])
+    return replace(r, detail=own | about)
+
 # %% ../nbs/compare/masking_study.ipynb #0f24b011
 def mean_auroc(
     best: dict[float, StudyValues],  # from `best_readings`
@@ -512,12 +531,8 @@ def reading_differences(
     records = []
     for way, kept in with_masks[0].items():
         one, other = ([found[way] for found in branch] for branch in (with_masks, without))
-        r = paired_record(one, other, 'AUROC macro', auroc_statistic, seed)
-        once = np.ones((1, len(kept.study_ids)))
-        means = [float(np.mean([auroc_statistic(k)(once) for k in of])) for of in (one, other)]
         about = {name: kept.detail[name] for name in ('by', 'ratio', 'reading')}
-        detail = about | dict(minus=other[0].model, seeds=len(one), means=means)
-        records.append(replace(r, detail=detail))
+        records.append(auroc_record(one, other, about, seed))
     return records
 
 # %% ../nbs/compare/masking_study.ipynb #4db71e23
@@ -571,11 +586,9 @@ def rival_records(
         for of_all in scores:
             ratio = of_all.detail['ratio']
             one = [of_ratio[ratio] for of_ratio in best]
-            other, once = of_studies(of_all, one[0].study_ids), np.ones((1, len(one[0].study_ids)))
-            r = paired_record(one, [other] * len(one), 'AUROC macro', auroc_statistic, seed)
-            means = [float(np.mean([auroc_statistic(kept)(once) for kept in of])) for of in (one, [other])]
-            detail = dict(by=by, ratio=ratio, rival=rival, minus=rival, seeds=len(one), means=means)
-            records.append(replace(r, model=branch, detail=detail))
+            other = [of_studies(of_all, one[0].study_ids)] * len(one)
+            about = dict(by=by, ratio=ratio, rival=rival, minus=rival)
+            records.append(replace(auroc_record(one, other, about, seed), model=branch))
     return records
 
 # %% ../nbs/compare/masking_study.ipynb #19a1ad62
@@ -754,15 +767,12 @@ def box_records(
 ) -> list[Record]:
     "Masked minus unmasked for visible and for hidden findings at each ratio; `means` has both branches."
     chosen = [[best_readings(kept, by) for kept in branch] for branch in (masked, unmasked)]
-    records, once = [], np.ones((1, len(hidden)))
+    records = []
     for k, ratio in enumerate(chosen[0][0]):
         for side in ('visible', 'hidden'):
             def of_side(branch): return [with_findings(best[ratio], hidden[:, k], side) for best in branch]
             one, other = map(of_side, chosen)
-            r = paired_record(one, other, 'AUROC macro', auroc_statistic, seed)
-            values = [float(np.mean([auroc_statistic(kept)(once) for kept in of])) for of in (one, other)]
-            detail = dict(by=by, ratio=ratio, finding=side, minus=other[0].model, seeds=len(one))
-            records.append(replace(r, detail=detail | dict(means=values)))
+            records.append(auroc_record(one, other, dict(by=by, ratio=ratio, finding=side), seed))
     return records
 
 # %% ../nbs/compare/masking_study.ipynb #86306b2b
@@ -845,13 +855,12 @@ def difference_record(
     branch, minus = (name.replace('-{seed}', '') for name in branches)
     detail = dict(by=by, minus=minus, seeds=len(of_seeds), level=level, of_seeds=of_seeds, steps=steps)
     best = [[best_readings(kept, by) for kept in branch] for branch in (masked, unmasked)]
-    n, ratios = len(next(iter(best[0][0].values())).study_ids), list(best[0][0])
-
-    def auroc(kept): return float(auroc_statistic(kept)(np.ones((1, n)))[0])
+    n = len(next(iter(best[0][0].values())).study_ids)
 
     def mean_difference(ratio):
-        return float(np.mean([auroc(one[ratio]) - auroc(other[ratio]) for one, other in zip(*best)]))
-    detail['of_ratios'] = list(map(mean_difference, ratios))
+        one, other = ([of_seed[ratio] for of_seed in branch] for branch in best)
+        return mean_of_seeds(one) - mean_of_seeds(other)
+    detail['of_ratios'] = list(map(mean_difference, best[0][0]))
     if primary and by in PROTOCOL_WAYS:
         detail |= dict(verdict=masking_verdict(difference), seeds_to_decide=seeds_to_decide(of_seeds))
     values = difference.value, difference.low, difference.high
