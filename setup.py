@@ -26,7 +26,7 @@ setup(
                  'Programming Language :: Python :: 3.11', 'Programming Language :: Python :: 3.12',
                  f"Natural Language :: {cfg['language']}"],
     packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
-    package_data={cfg['lib_path']: ['bundled/*', 'bundled/*/*', 'samples/*', 'templates/*']},
+    package_data={cfg['lib_path']: ['bundled/*', 'bundled/*/*', 'bundled/*/*/*', 'samples/*', 'templates/*']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points={'console_scripts': cfg['console_scripts'].split(),

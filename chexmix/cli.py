@@ -263,14 +263,17 @@ def model_name(args) -> str:
     return os.path.join(*parts) if parts else ''
 
 # %% ../nbs/14_cli.ipynb #af0c3d08
-def opened(args):
+def opened(
+    args,
+    task: str = '',  # of `pipeline`, which decides where no model is named
+):
     """The model that the options name; its name is printed on standard error.
 
     Raises `UserError` where it does not fit, or does not exist.
     """
     from chexmix.pipeline import open_model, say_model
     options = args.device, args.dtype, args.policy, args.text_tokenizer, args.offline
-    found = open_model(model_name(args), *options)
+    found = open_model(model_name(args), *options, task)
     say_model(found.place)
     return found
 
@@ -377,7 +380,7 @@ def inpaint(args) -> int:
     else: places = dict(zip(paths, output_paths(args.out, paths, word)))
     check_out(args, False, True)
     protect_inputs(places.values(), args.images, paths)
-    found = opened(args)
+    found = opened(args, 'inpaint')
     job = inpaint_job(found.model, found.processor, places, args.ratio, args.seed)
     return serve(args, job, False, lambda row: f'→ {row["picture"]}')
 

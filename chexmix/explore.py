@@ -17,12 +17,12 @@ from matplotlib.colors import to_hex
 from .classify import ask_findings
 from .core import UserError
 from .embeddings import embed
-from .generate import fill_image, generate_reports, report_prompt
+from .generate import code_distributions, fill_image, generate_reports, report_prompt
 from .inpaint import paste
 from .model import bidirectional_mask, ChexmixForCausalLM, evaluating, image_prompt, study_masks
 from .page import data_uri
 from .phantom import make_phantom
-from .pipeline import find_model, model_title, open_model, Opened
+from .pipeline import BUNDLED, find_model, model_title, open_model, Opened
 from .plots import mask_to_pixels, PALETTE, png_bytes
 from .processor import Processor
 from .released import NoTextTokenizer
@@ -31,11 +31,11 @@ from .report_text import FINDINGS, report_text
 
 # %% auto #0
 __all__ = ['BAR_COLORS', 'CELLS', 'BOARD', 'REPORT', 'WARNING', 'Study', 'new_studies', 'read_study', 'random_mask',
-           'code_probabilities', 'fill_with_confidence', 'keeping_attention', 'attention_bias', 'follow_report', 'Word',
-           'text_pieces', 'join_words', 'study_vectors', 'similarities', 'Reading', 'finding_probabilities',
-           'write_words', 'read_masked', 'cells_svg', 'confidence_svg', 'attention_svg', 'words_html', 'bar_html',
-           'findings_html', 'nearest_html', 'example_html', 'mask_board', 'report_widget', 'starting_word', 'Panel',
-           'open_stages', 'Explorer', 'explore', 'app_notebook', 'check_port', 'voila_arguments', 'run_app']
+           'fill_with_confidence', 'keeping_attention', 'attention_bias', 'follow_report', 'Word', 'text_pieces',
+           'join_words', 'study_vectors', 'similarities', 'Reading', 'finding_probabilities', 'write_words',
+           'read_masked', 'cells_svg', 'confidence_svg', 'attention_svg', 'words_html', 'bar_html', 'findings_html',
+           'nearest_html', 'example_html', 'mask_board', 'report_widget', 'starting_word', 'Panel', 'open_stages',
+           'Explorer', 'explore', 'app_notebook', 'check_port', 'voila_arguments', 'run_app']
 
 # %% ../nbs/15_explore.ipynb #f20165af
 @dataclass(frozen=True)
@@ -80,18 +80,6 @@ def random_mask(
     "A random mask of a study, the same at every call; a larger ratio adds cells."
     return study_masks([study.title], len(study.codes), ratio)[0]
 
-# %% ../nbs/15_explore.ipynb #cd49268a
-def code_probabilities(
-    model: ChexmixForCausalLM,
-    read: torch.Tensor,   # (1, 1 + n) `I_s codes` that the model reads
-    codes: torch.Tensor,  # (n,) whose probability is wanted
-) -> torch.Tensor:        # (n,)
-    "The probability of each code among all codes, at its position."
-    layout = model.config.layout
-    with evaluating(model): logits = model(read, use_cache=False).logits[0, :-1]  # (n, V)
-    p = logits[:, layout.n_text:layout.mask].float().softmax(-1)
-    return p.gather(1, codes.to(p.device)[:, None])[:, 0].cpu()
-
 # %% ../nbs/15_explore.ipynb #b14d9f64
 def fill_with_confidence(
     model: ChexmixForCausalLM,
@@ -99,9 +87,9 @@ def fill_with_confidence(
     mask: torch.Tensor,   # (n,) bool, True = masked
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (n,) codes; (n,) probabilities, NaN where visible
     "The most likely filling of one image, and the probability of each code in it."
-    filled = fill_image(model, codes[None], mask[None]).cpu()
+    filled = fill_image(model, codes[None], mask[None]).cpu()  # (1, n)
     hidden = mask[None] if model.config.bidirectional else None
-    p = code_probabilities(model, image_prompt(model, filled, hidden), filled[0])
+    p = code_distributions(model, filled, hidden)[0].cpu().gather(1, filled.T)[:, 0]
     return filled[0], p.masked_fill(~mask, torch.nan)
 
 # %% ../nbs/15_explore.ipynb #c3df6461
@@ -540,13 +528,14 @@ def open_stages(
     name: str | Path = '',  # see `find_model`
     **options,              # of `open_model`
 ) -> dict[str, Opened]:     # title → model
-    "The model of that name; where it names a run with both stages, both."
+    "The model of that name; where it names a run with both stages, or the packed weights, both."
     place = find_model(name)
-    opened = open_model(name, **options)
-    first = Path(place).parent/'stage1'
-    is_run = Path(place).name == 'stage2' and Path(name).name != 'stage2'
-    if not is_run or not (first/'model.safetensors').exists(): return {model_title(place): opened}
-    return {model_title(first): open_model(first, **options), model_title(place): opened}
+    places = [place]
+    if place == BUNDLED: places.append(place/'stage2')
+    elif isinstance(place, Path) and place.name == 'stage2' and Path(name).name != 'stage2':
+        places.insert(0, place.parent/'stage1')
+    found = [p for p in places if p == place or (p/'model.safetensors').exists()]
+    return {model_title(p): open_model(p, **options) for p in found}
 
 # %% ../nbs/15_explore.ipynb #a1738d37
 class Explorer:

@@ -7,10 +7,10 @@ __all__ = ['AllowedIds', 'report_ids', 'PreallocatedLayer', 'preallocated_cache'
            'prefill', 'head_rows', 'next_state', 'FixedStep', 'can_be_fixed', 'greedy_decode',
            'generate_with_transformers', 'report_prompt', 'room_for_text', 'until_closing', 'generate_in_batch',
            'equally_long', 'generate_reports', 'sample_index', 'choose_codes', 'guess_codes', 'n_still_masked',
-           'least_certain', 'fill_in_rounds', 'fill_left_to_right', 'code_positions', 'fill_image', 'pad_left',
-           'append_image', 'append_image_in_rounds', 'image_prompts', 'generate_images', 'image_cache', 'closed_texts',
-           'text_log_likelihood_after', 'text_log_likelihood', 'score_texts', 'TextTree', 'text_tree',
-           'tree_log_likelihood', 'score_continuations']
+           'least_certain', 'fill_in_rounds', 'fill_left_to_right', 'code_positions', 'fill_image',
+           'code_distributions', 'pad_left', 'append_image', 'append_image_in_rounds', 'image_prompts',
+           'generate_images', 'image_cache', 'closed_texts', 'text_log_likelihood_after', 'text_log_likelihood',
+           'score_texts', 'TextTree', 'text_tree', 'tree_log_likelihood', 'score_continuations']
 
 # %% ../nbs/model/generate.ipynb #89d52731
 import copy, itertools, math, warnings
@@ -505,6 +505,18 @@ def fill_image(
         ids = fill_in_rounds(model, ids, to_fill, None, generator, temperature)
     else: ids = fill_left_to_right(model, ids, to_fill, generator, temperature)
     return ids_to_codes(ids[:, positions], layout)
+
+# %% ../nbs/model/generate.ipynb #63d1cd9c
+def code_distributions(
+    model: PhiForCausalLM,
+    codes: torch.Tensor,               # (B, n) image codes, of two images (B, 2n)
+    mask: torch.Tensor | None = None,  # (B, n) bool, True = read as the mask id; None = nothing
+) -> torch.Tensor:  # (B, n, K) on the model's device
+    "Probabilities of the codes at each position, from one reading of the image."
+    layout = model.config.layout
+    with evaluating(model): logits = model(image_prompt(model, codes, mask), use_cache=False).logits
+    before = code_positions(codes.shape[1], layout).to(logits.device) - 1
+    return logits[:, before, layout.n_text:layout.mask].float().softmax(-1)
 
 # %% ../nbs/model/generate.ipynb #a2fbb442
 def pad_left(

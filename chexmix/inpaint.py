@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CLASSIFIER_STEPS', 'CLASSIFIER_METRIC', 'square_masks', 'block_mask', 'inpaint', 'fill_in_batches', 'fill_codes',
-           'paste', 'hide_pixels', 'MaskedStudies', 'evaluation_masks', 'training_averages', 'mask_studies',
-           'model_filling', 'mean_filling', 'frequent_filling', 'ceiling_filling', 'reference_fillings',
-           'filling_values', 'interval_record', 'keep_filling', 'mean_records', 'score_filling', 'score_inpaint',
-           'masked_test_studies', 'nearest_to_half', 'plot_fillings', 'save_gray', 'load_models', 'all_fillings',
-           'keep_fillings', 'save_evaluation', 'evaluate_inpaint', 'get_classifier_steps', 'learn_findings',
-           'classifiable_findings', 'keep_findings', 'findings_statistic', 'score_findings', 'evaluate_findings']
+           'paste', 'readings', 'posterior_mean', 'hide_pixels', 'MaskedStudies', 'evaluation_masks',
+           'training_averages', 'mask_studies', 'model_filling', 'posterior_filling', 'mean_filling',
+           'frequent_filling', 'ceiling_filling', 'reference_fillings', 'filling_values', 'interval_record',
+           'keep_filling', 'mean_records', 'score_filling', 'score_inpaint', 'masked_test_studies', 'nearest_to_half',
+           'plot_fillings', 'save_gray', 'load_models', 'all_fillings', 'keep_model_fillings', 'keep_fillings',
+           'save_evaluation', 'evaluate_inpaint', 'get_classifier_steps', 'learn_findings', 'classifiable_findings',
+           'keep_findings', 'findings_statistic', 'score_findings', 'evaluate_findings']
 
 # %% ../nbs/07_inpaint.ipynb #dce38780
 import io
@@ -23,7 +24,7 @@ from PIL import Image
 from .classify import cohort, evaluable
 from .core import atomic, open_run, progress, rng, UserError
 from .finding_classifier import finding_logits, train_finding_classifier
-from .generate import equally_long, fill_image
+from .generate import code_distributions, equally_long, fill_image
 from .metrics import (
     bootstrap_interval, macro, masked_mse, masked_psnr, masked_ssim, weighted_auroc, weighted_mean)
 from .model import ChexmixForCausalLM, study_masks
@@ -122,6 +123,35 @@ def paste(
     decoded = torch.cat([processor.decode_images(part) for part in codes.split(batch)])
     return torch.where(mask_to_pixels(mask, images.shape[-1]), decoded, images)
 
+# %% ../nbs/07_inpaint.ipynb #c3d521da
+def readings(model: ChexmixForCausalLM) -> tuple[str, ...]:
+    "What a model can read in masked cells for its posterior mean: the mask id, or its own filling."
+    return ('mask id',) if model.config.bidirectional else ('mask id', 'filled first')
+
+# %% ../nbs/07_inpaint.ipynb #a4a4e8bc
+def posterior_mean(
+    model: ChexmixForCausalLM,
+    processor: Processor,
+    codes: torch.Tensor,   # (B, n); masked ones are never read
+    images: torch.Tensor,  # (B, H, W) in [0, 1], for what is outside the mask
+    mask: torch.Tensor,    # (B, n) bool, True = masked
+    reading: str = 'mask id',  # of `readings`
+    batch: int = 16,       # images at once, each with n·K probabilities
+) -> torch.Tensor:         # (B, H, W)
+    """Images whose masked cells are decoded from the expected code vectors.
+
+    Raises `UserError` for a reading that does not fit the model."""
+    if reading not in readings(model):
+        raise UserError(f'no reading {reading!r} for this model: choose {" or ".join(readings(model))}')
+    read, hidden = codes, mask
+    if reading == 'filled first': read, hidden = fill_in_batches(model, codes, mask), torch.zeros_like(mask)
+    decoded = []
+    for part in torch.arange(len(codes)).split(batch):
+        p = code_distributions(model, read[part], hidden[part]).cpu()  # (b, n, K)
+        known = torch.zeros_like(p).scatter_(-1, codes[part, :, None], 1.)
+        decoded.append(processor.decode_expected(torch.where(mask[part, :, None], p, known)))
+    return torch.where(mask_to_pixels(mask, images.shape[-1]), torch.cat(decoded), images)
+
 # %% ../nbs/07_inpaint.ipynb #96e42fd1
 def hide_pixels(
     processor: Processor,
@@ -200,6 +230,17 @@ def model_filling(
         if hidden == 'pixels': codes = hide_pixels(processor, masked.images, mask, gray)
         filling[key] = fill_codes(model, processor, codes, masked.images, mask)
     return filling
+
+# %% ../nbs/07_inpaint.ipynb #18a63e58
+def posterior_filling(
+    model: ChexmixForCausalLM,
+    processor: Processor,
+    masked: MaskedStudies,
+    reading: str,  # of `readings`
+) -> dict:  # (kind, ratio) → None, images (B, H, W)
+    "All masks filled with the posterior mean of a model; it has no codes."
+    parts = model, processor, masked.codes, masked.images
+    return {key: (None, posterior_mean(*parts, mask, reading)) for key, mask in masked.masks.items()}
 
 # %% ../nbs/07_inpaint.ipynb #7e6f185e
 def mean_filling(masked: MaskedStudies) -> dict:  # (kind, ratio) → None, images (B, H, W)
@@ -394,19 +435,35 @@ def all_fillings(
     return fillings | reference_fillings(processor, masked)
 
 # %% ../nbs/07_inpaint.ipynb #148cb925
+def keep_model_fillings(
+    name: str,
+    model: ChexmixForCausalLM,
+    processor: Processor,
+    filling: dict,  # as `model_filling` gives it
+    masked: MaskedStudies,
+) -> list[StudyValues]:
+    "What a model gives for each study: its most likely codes, with codes and with pixels hidden; its means."
+    likely = dict(estimate='most likely codes')
+    all_kept = keep_filling(name, filling, masked, hidden='codes', **likely)
+    of_pixels = model_filling(model, processor, masked, f'{name}, pixels hidden', 'pixels')
+    all_kept += keep_filling(name, of_pixels, masked, hidden='pixels', **likely)
+    for reading in readings(model):
+        means = posterior_filling(model, processor, masked, reading)
+        detail = dict(hidden='codes', estimate='posterior mean', reading=reading)
+        all_kept += keep_filling(name, means, masked, **detail)
+    return all_kept
+
+# %% ../nbs/07_inpaint.ipynb #ee90ecc6
 def keep_fillings(
     fillings: dict,  # as of `all_fillings`
     loaded: dict,    # as of `load_models`
     masked: MaskedStudies,
 ) -> list[StudyValues]:
-    "What each filling gives for each study; of models with hidden codes and with hidden pixels."
+    "What each model, in all its ways, and each reference gives for each study."
     all_kept = []
     for name, filling in fillings.items():
-        reading = dict(hidden='codes') if name in loaded else {}
-        all_kept += keep_filling(name, filling, masked, **reading)
-    for name, pair in loaded.items():
-        filling = model_filling(*pair, masked, f'{name}, pixels hidden', 'pixels')
-        all_kept += keep_filling(name, filling, masked, hidden='pixels')
+        if name in loaded: all_kept += keep_model_fillings(name, *loaded[name], filling, masked)
+        else: all_kept += keep_filling(name, filling, masked)
     return all_kept
 
 # %% ../nbs/07_inpaint.ipynb #46b1c057

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['BUNDLED', 'INPUTS', 'TASKS', 'TASK_OPTIONS', 'stage_folder', 'default_model', 'is_hub_name', 'no_weights',
-           'find_model', 'model_title', 'say_model', 'Opened', 'open_trained', 'open_model', 'Answer', 'findings_line',
-           'picture_html', 'text_html', 'answer_axes', 'affirmed_findings', 'probed_findings', 'likely_findings',
-           'image_names', 'image_list', 'Pipeline', 'run_candidates', 'packed_reports', 'candidates', 'task_job',
-           'pipeline']
+           'packed_folder', 'find_model', 'model_title', 'say_model', 'Opened', 'open_trained', 'open_model', 'Answer',
+           'findings_line', 'picture_html', 'text_html', 'answer_axes', 'affirmed_findings', 'probed_findings',
+           'likely_findings', 'image_names', 'image_list', 'Pipeline', 'run_candidates', 'packed_reports', 'candidates',
+           'task_job', 'pipeline']
 
 # %% ../nbs/inference/pipeline.ipynb #6466d069
 import base64, html, io, os, sys
@@ -44,9 +44,14 @@ def stage_folder(folder: Path) -> Path | None:
 # %% ../nbs/inference/pipeline.ipynb #05d86610
 BUNDLED = Path(chexmix.__file__).parent/'bundled'  # the weights in the package, if any
 
-def default_model() -> Path:
-    "The packed weights, else the last stage of the run `demo`, else a `UserError`."
+def default_model(
+    task: str = '',  # of `TASKS`
+) -> Path:
+    """The packed weights, else the last stage of the run `demo`.
+
+    To inpaint it is the packed stage 2, where there is one. Raises `UserError` where there is nothing."""
     found = stage_folder(BUNDLED) or stage_folder(run_path('demo'))
+    if task == 'inpaint': found = stage_folder(BUNDLED/'stage2') or found
     if found: return found
     raise UserError('no model here yet: train one with `chexmix demo`, '
                     'or name a run, a folder of weights or a name on the hub')
@@ -68,12 +73,19 @@ def no_weights(name: str | Path, folders: list[Path]) -> UserError:
                      f'a folder with a release ({", ".join(FILES)}), or owner/name on the hub')
 
 # %% ../nbs/inference/pipeline.ipynb #091915d9
+def packed_folder(name: str | Path) -> Path:
+    "Where the packed weights of that name are: `packed`, or a folder in it such as `packed/stage2`."
+    first, *inside = Path(name).parts or ('',)
+    return BUNDLED.joinpath(*inside) if first == 'packed' else Path(name)
+
+# %% ../nbs/inference/pipeline.ipynb #b1e8cbff
 def find_model(
     name: str | Path = '',  # '' = see `default_model`
+    task: str = '',         # of `TASKS`, where no name is given
 ) -> str | Path:  # a folder, or a name on the hub
     "Where the weights of `name` are. Raises `UserError` where there are none."
-    if not str(name): return default_model()
-    folders = [Path(name), run_path(name)]
+    if not str(name): return default_model(task)
+    folders = [Path(name), run_path(name), packed_folder(name)]
     for folder in folders:
         if is_released(folder): return folder
     for folder in folders:
@@ -86,7 +98,7 @@ def find_model(
 def model_title(place: str | Path) -> str:
     "What people are told of a model: what `find_model` returned, in a few words."
     if isinstance(place, str): return f'{place} on the hub'
-    if place == BUNDLED and (place/'card.json').exists():
+    if BUNDLED in (place, place.parent) and (place/'card.json').exists():
         facts = read_json(place/'card.json')
         preset = facts['settings']['preset']
         return f'the packed weights ({facts["stage"]} of preset {preset}, on synthetic studies)'
@@ -165,6 +177,7 @@ def open_model(
     policy: str = '',        # how images are read: pad, crop or official; '' = as the model was trained
     text_tokenizer: str | Path = '',  # of a release without one: a folder or hub name with tokenizer.json
     offline: bool = False,   # True: no network
+    task: str = '',          # of `TASKS`, which decides where no name is given
 ) -> Opened:
     """Any model and its processor: a run of ours, packed weights, or a release.
 
@@ -172,7 +185,7 @@ def open_model(
     """
     if policy and policy not in POLICIES:
         raise UserError(f'no such policy: {policy}; choose one of {", ".join(POLICIES)}')
-    place = find_model(name)
+    place = find_model(name, task)
     is_release = isinstance(place, str) or is_released(place)
     if not is_release: return open_trained(place, device, dtype, policy)
     loaded = from_released(place, device, dtype, policy or 'official', text_tokenizer, offline)
@@ -495,7 +508,7 @@ def pipeline(
     if opening and isinstance(model, Opened):
         raise UserError(f'{next(iter(opening))} would be ignored: the model is open already; '
                         'give it to open_model')
-    opened = model if isinstance(model, Opened) else open_model(model, **opening)
+    opened = model if isinstance(model, Opened) else open_model(model, task=task, **opening)
     if opened is not model: say_model(opened.place)
     job = task_job(opened, task, own)
     return Pipeline(opened, task, job, dict(ratio=own['ratio'], seed=own['seed']))

@@ -6,8 +6,8 @@
 __all__ = ['SPECIALS', 'ORDERS', 'Processor', 'PROCESSOR_FILE', 'PROCESSOR_CLASSES', 'OPTIONAL', 'OWN_KEYS', 'PROCESSOR_PARTS',
            'HUB_OPTIONS', 'image_ids', 'sequence', 'collate', 'check_layout', 'list_images', 'list_studies',
            'ChexmixImageProcessor', 'network_input', 'ChexmixProcessor', 'load_text_tokenizer', 'local_folder',
-           'images_per_pass', 'read_ahead', 'to_unit_range', 'list_texts', 'as_tensors', 'pad_to', 'split_images',
-           'split_study']
+           'images_per_pass', 'read_ahead', 'to_unit_range', 'decode_grids', 'list_texts', 'as_tensors', 'pad_to',
+           'split_images', 'split_study']
 
 # %% ../nbs/tokenizer/processor.ipynb #ba62e0ab
 import copy, os, re
@@ -266,8 +266,12 @@ def from_pretrained(
     folder: str | Path,  # or a name on the hub
     **kwargs,            # as transformers takes them
 ) -> ChexmixProcessor:
-    "The processor saved in `folder`. Raises `UserError` where a part is missing."
+    """The processor saved in `folder`, or above it where `folder` has weights alone.
+
+    Raises `UserError` where a part is missing."""
     folder = local_folder(folder, **kwargs)
+    has_own = (folder/'processor_config.json').exists()
+    if not has_own and (folder/'model.safetensors').exists(): folder = folder.parent
     path = folder/'processor_config.json'
     if not path.exists():
         raise UserError(f'no processor in {folder}: run 03_tokenizer (`chexmix tokenizer`) first')
@@ -347,6 +351,17 @@ def to_unit_range(
     return x.clamp(-1, 1).mean(1) / 2 + .5
 
 # %% ../nbs/tokenizer/processor.ipynb #4b48618b
+def decode_grids(
+    processor: ChexmixProcessor,
+    grids: torch.Tensor,  # (B, h, w) codes, or (B, D, h, w) vectors
+    decode,               # what the image tokenizer does with them
+) -> torch.Tensor:        # (B, H, W) in [0, 1], on the CPU
+    "Images of codes or vectors, as many at a time as the memory holds."
+    device = next(processor.image_tokenizer.parameters()).device
+    parts = grids.split(images_per_pass(processor.image_tokenizer.config, device))
+    return torch.cat([to_unit_range(decode(part.to(device))).cpu() for part in parts])
+
+# %% ../nbs/tokenizer/processor.ipynb #9c7bb321
 @patch
 @torch.inference_mode()
 def decode_images(
@@ -357,18 +372,25 @@ def decode_images(
 
     Raises `UserError` for codes outside the codebook, or for a number of codes that fills no grid.
     """
-    device = next(self.image_tokenizer.parameters()).device
     grid = self.layout.grid
     if codes.shape[1] != grid**2:
         raise UserError(f'{codes.shape[1]} codes do not fill a grid of {grid}×{grid}: '
                         f'an image has {grid**2} codes')
     codes_to_ids(codes, self.layout)  # raises for a number that is no code
-    images = []
-    for part in codes.split(images_per_pass(self.image_tokenizer.config, device)):
-        grids = part.to(device).view(-1, grid, grid)  # (b, h·w) → (b, h, w)
-        x = self.image_tokenizer.decode(grids)        # (b, C, H, W)
-        images.append(to_unit_range(x).cpu())
-    return torch.cat(images)
+    return decode_grids(self, codes.view(-1, grid, grid), self.image_tokenizer.decode)
+
+# %% ../nbs/tokenizer/processor.ipynb #7a8207de
+@patch
+@torch.inference_mode()
+def decode_expected(
+    self: ChexmixProcessor,
+    probabilities: torch.Tensor,  # (B, h·w, K) of the codes, at each position
+) -> torch.Tensor:  # (B, H, W) in [0, 1], on the CPU
+    "Images of the expected code vectors, the means of the codebook under the probabilities."
+    codebook = self.image_tokenizer.quantize.embedding.weight.cpu()  # (K, D)
+    grid = self.layout.grid
+    vectors = (probabilities.float() @ codebook).transpose(1, 2).unflatten(2, (grid, grid))  # (B, D, h, w)
+    return decode_grids(self, vectors, self.image_tokenizer.decode_vectors)
 
 # %% ../nbs/tokenizer/processor.ipynb #eccf732b
 def list_texts(

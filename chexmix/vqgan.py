@@ -249,8 +249,11 @@ class VQModel(nn.Module):
 
     def decode(self, codes):
         "Images (B, C, H, W), about [-1, 1], of codes (B, h, w), in `full_float32`."
-        with full_float32(codes.device):
-            return self.decoder(self.post_quant_conv(self.quantize.lookup(codes)))
+        return self.decode_vectors(self.quantize.lookup(codes))
+
+    def decode_vectors(self, vectors):
+        "The same of vectors (B, D, h, w), those of codes or what lies between them."
+        with full_float32(vectors.device): return self.decoder(self.post_quant_conv(vectors))
 
     def forward(self, x):
         quantized, loss, codes = self.quantize(self.features(x))

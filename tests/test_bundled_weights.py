@@ -1,10 +1,15 @@
 "Weights in the package: they load, they answer where no model is named, and their card still holds."
+import shutil
+from pathlib import Path
+
 import numpy as np, pytest
+from conftest import root
+from papermill import inspect_notebook
 from PIL import Image
 
 import chexmix.pipeline as pipelines
 from chexmix.cli import build_parser, main
-from chexmix.core import get_settings, parse_changes, read_json, Settings
+from chexmix.core import get_settings, parse_changes, read_json, Settings, UserError
 from chexmix.records import content_hash
 from chexmix.phantom import make_phantom
 from chexmix.bundled_weights import MOST_MB, pack_run, training_commands
@@ -21,8 +26,10 @@ def packed(tiny_run, tmp_path_factory):
     return pack_run(tiny_run, tmp_path_factory.mktemp('packed')/'weights')
 
 
-@pytest.fixture(params=['packed', *(['bundled'] if BUNDLED.exists() else [])])
-def weights(request, packed): return packed if request.param == 'packed' else BUNDLED
+PLACES = [place for place in (BUNDLED, BUNDLED/'stage2') if (place/'card.json').exists()]
+
+@pytest.fixture(params=['packed', *PLACES], ids=lambda place: getattr(place, 'name', place))
+def weights(request, packed): return packed if request.param == 'packed' else request.param
 
 
 def test_weights_answer_where_no_model_is_named(weights, tmp_path, monkeypatch, capsys):
@@ -48,12 +55,41 @@ def test_card_says_what_they_are_and_its_commands_still_train_them(weights):
     for part in (*parts, card['weights'], *card['training']): assert part in text
     stored = Settings(**card['settings'] | {'channel_mult': tuple(card['settings']['channel_mult'])})
     trained = read_json(weights/'settings.json')
-    assert card['training'] == training_commands(stored, trained['stage'], trained['steps'])
-    first, *others = [build_parser().parse_args(line.split()[1:]) for line in card['training']]
+    assert card['training'] == training_commands(stored, trained)
+    ours = [line.split()[1:] for line in card['training'] if line.startswith('chexmix ')]
+    first, *others = [build_parser().parse_args(words) for words in ours]
     settings = get_settings(first.preset, seed=first.seed, **parse_changes(first.set))
     assert settings == stored, 'the preset has changed since these weights were packed: pack them again'
-    assert [args.function.__name__ for args in others] == ['pretrain', 'evaluate']
+    assert {args.function.__name__ for args in others} == {'pretrain', 'evaluate'}
     assert {args.run for args in others} == {first.run}
+    others = [line.split() for line in card['training'] if not line.startswith('chexmix ')]
+    for words in others:
+        known = inspect_notebook(root/words[1])
+        named = [word for before, word in zip(words, words[1:]) if before == '-p']
+        assert words[0] == 'papermill' and set(named) <= set(known), words
+    assert len(others) <= 1
+
+
+def test_both_stages_in_one_folder(tiny_run, packed, tmp_path, monkeypatch, capsys):
+    "The second stage lies below the first, reads with its processor, and fills in what is hidden."
+    both = Path(shutil.copytree(packed, tmp_path/'both'))
+    own = pack_run(tiny_run, both/'stage2', 'stage2')
+    assert not (own/'image_tokenizer').exists() and read_json(own/'card.json')['size_MB'] < MOST_MB
+    monkeypatch.setenv('CHEXMIX_RUNS', str(tmp_path/'runs'))
+    monkeypatch.setattr(pipelines, 'BUNDLED', both)
+    assert open_model().place == both and open_model(task='inpaint').place == own
+    assert open_model('packed/stage2').place == own and open_model('packed').place == both
+    assert open_model(own).probe and open_model(own).processor.layout == open_model().processor.layout
+    with pytest.raises(UserError, match='no weights at packed/none'): open_model('packed/none')
+    Image.fromarray((make_phantom(1, 0, 64).image * 255).astype(np.uint8)).save(tmp_path/'a.png')
+    assert main(['inpaint', str(tmp_path/'a.png'), '-o', str(tmp_path/'o.png')]) == 0
+    assert 'the packed weights (stage2' in capsys.readouterr().err
+
+
+def test_another_processor_is_packed_with_its_weights(tiny_run, packed, tmp_path):
+    both = Path(shutil.copytree(packed, tmp_path/'both'))
+    (both/'tokenizer.json').write_text('{}')
+    assert (pack_run(tiny_run, both/'stage2', 'stage2')/'image_tokenizer').exists()
 
 
 def test_no_model_at_all(tmp_path, monkeypatch, capsys):
