@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_MB', 'LIMITS', 'CARD', 'stage_command', 'training_commands', 'card_result', 'record_results', 'model_card',
-           'lies_beside', 'copy_weights', 'tell_lineage', 'packed_size', 'pack_facts', 'pack_run']
+           'lies_beside', 'copy_weights', 'tell_lineage', 'tell_steps', 'packed_size', 'pack_facts', 'pack_run']
 
 # %% ../nbs/inference/bundled_weights.ipynb #6945fce9
 import filecmp, shutil, time
@@ -91,7 +91,7 @@ Weights like these come out of
 
 ## Results
 
-{results}
+{note}{results}
 
 ## Limits
 
@@ -139,7 +139,8 @@ def model_card(
     data, settings = facts['data'], facts['settings']
     header = card_header(f'chexmix {facts["stage"]}', data, list(measured))
     limits = '\n'.join(f'- {limit}' for limit in LIMITS)
-    names = 'stage', 'device', 'versions', 'command', 'date', 'size_MB', 'weights', 'lineage', 'shared'
+    names = ('stage', 'device', 'versions', 'command', 'date', 'size_MB', 'weights', 'lineage', 'shared',
+             'note')
     values = {name: facts[name] for name in names}
     values |= dict(n=data['n'], data=data['name'], hash=data['hash'])
     return CARD.format(
@@ -160,12 +161,14 @@ def lies_beside(
 def copy_weights(
     folder: Path,  # of a stage
     target: Path,
-    with_processor: bool = True,
+    beside: bool = False,  # weights alone: processor and code are those of the folder above
 ):
-    "Write what opens a model, and its processor, with or without this package; weights are copied."
+    "Write what opens a model and its processor, with or without this package; weights are copied."
     model, processor = load_model(folder)
     model.save_pretrained(target)
-    if with_processor: processor.save_pretrained(target)
+    if not beside: processor.save_pretrained(target)
+    else:
+        for path in target.glob('*.py'): path.unlink()
     for name in ('model.safetensors', 'settings.json'): shutil.copyfile(folder/name, target/name)
     seal(target)
 
@@ -181,6 +184,18 @@ def tell_lineage(
     text = f'They start from `{start}` after {trained["first_step"]} steps of stage 1'
     if before['start']: text += f', the first {before["first_step"]} those of `{before["start"]}`'
     return f'{text}; the commands train it in one go. '
+
+# %% ../nbs/inference/bundled_weights.ipynb #f4f44605
+def tell_steps(
+    folder: Path,  # of the run
+    names,         # of its stages
+) -> str:
+    "How many steps each stage has learned, with those of the weights that it started from."
+    parts = []
+    for name in names:
+        trained = read_json(folder/name/'settings.json')
+        parts.append(f'{name} {trained.get("first_step", 0) + trained["steps"]:,} steps')
+    return ', '.join(parts)
 
 # %% ../nbs/inference/bundled_weights.ipynb #eb86a362
 def packed_size(
@@ -225,7 +240,7 @@ def pack_facts(
         weights=weights, device=report['device'],
         versions=', '.join(f'{name} {version}' for name, version in report['versions'].items()),
         training=training_commands(settings, trained),
-        command=f'chexmix pack --run {folder.name} --stage {stage}', date=time.strftime('%Y-%m-%d'))
+        command=f'chexmix pack --run {folder.name} --stage {stage}', note='', date=time.strftime('%Y-%m-%d'))
 
 # %% ../nbs/inference/bundled_weights.ipynb #4c37e902
 def pack_run(
@@ -233,6 +248,7 @@ def pack_run(
     out: str | Path = '',      # a folder, made anew; '' = the package's own
     stage: str = 'stage2',
     reports: int = 200,        # synthetic training reports to choose among
+    note: str = '',            # what a reader of the card's results has to know
 ) -> Path:
     """Pack weights, probe, questions (where there are some), candidate reports and card of a run.
 
@@ -248,17 +264,17 @@ def pack_run(
     texts = split_rows(open_studies(folder)[0], 'train')['text'][:]
     texts = list(dict.fromkeys(text for text in texts if text.strip()))[:reports]
     with atomic(target) as part:
-        copy_weights(folder/stage, part, not beside)
+        copy_weights(folder/stage, part, beside)
         (part/'classify').mkdir()
         number = read_json(part/'settings.json')['stage']  # `load_probe` looks for the number
         shutil.copyfile(folder/'classify'/f'{stage}.json', part/'classify'/f'stage{number}.json')
         questions = folder/'classify'/f'{stage}_questions.json'
         if questions.exists(): shutil.copyfile(questions, part/'classify'/f'stage{number}_questions.json')
         (part/'reports.txt').write_text('\n'.join(texts) + '\n', encoding='utf-8')
-        facts |= packed_size(part, above['size_MB'], folder.name)
+        facts |= packed_size(part, above['size_MB'], folder.name) | dict(note=note and f'{note}\n\n')
         write_json(part/'card.json', facts)
-        records = load_records(folder/'results')
-        results = summary(records, read_json(folder/'results'/'report.json'), stage)
+        records, context = load_records(folder/'results'), read_json(folder/'results'/'report.json')
+        results = summary(records, context, stage, steps=tell_steps(folder, context['weights']))
         card = model_card(facts, results, record_results(records, stage, facts['data']))
         (part/'README.md').write_text(card, encoding='utf-8')
     return target

@@ -576,7 +576,7 @@ def pack(args) -> int:
     if args.out and out.is_dir() and any(out.iterdir()) and not (out/'card.json').exists():
         raise UserError(f'{out} holds other files than packed weights and would be replaced: '
                         'name a new folder')
-    target = pack_run(args.run, args.out, args.stage)
+    target = pack_run(args.run, args.out, args.stage, note=args.note)
     n_bytes = sum(path.stat().st_size for path in target.rglob('*') if path.is_file())
     print(f'{n_bytes / 1e6:.1f} MB: {target}; the card is README.md in it')
     return 0
@@ -1100,6 +1100,7 @@ def add_evaluate_commands(commands):
     p = command(commands, pack, 'chexmix pack --run try -o packed')
     p.add_argument('--stage', default='stage2', help='stage1, stage2 … (default: %(default)s)')
     p.add_argument('-o', '--out', default='', help="a folder, made anew (default: the package's own)")
+    p.add_argument('--note', default='', help="what a reader of the card's results has to know")
 
 # %% ../nbs/14_cli.ipynb #ecea6a89
 def build_parser() -> Parser:

@@ -124,14 +124,16 @@ class Look:
 def take_look(
     opened: Opened,
     studies: list[Phantom],
+    of_half: Opened | None = None,  # what reads them half hidden; None = the same
     ratio: float = .5,  # share of the codes that are hidden
 ) -> Look:
     "Reports, fillings, findings and the nearest reports of some studies."
     model, processor = opened.model, opened.processor
+    masked_model = (of_half or opened).model
     images = torch.from_numpy(np.stack([study.image for study in studies]))
     codes = processor.encode_images(images)
     mask = study_masks([study.study_id for study in studies], codes.shape[1], ratio)
-    with torch.no_grad(): guessed = fill_image(model, codes, mask)
+    with torch.no_grad(): guessed = fill_image(masked_model, codes, mask)
     asked = probed = pd.DataFrame(index=range(len(studies)))
     if opened.questions: asked = ask_findings(model, processor, opened.questions, codes)
     if opened.probe: probed = classify(model, processor, opened.probe, images)
@@ -139,7 +141,7 @@ def take_look(
     if opened.place == BUNDLED: nearest = pipeline('retrieve', opened, k=1)(list(images))
     return Look(
         studies, images, mask, processor.decode_images(codes), processor.decode_images(guessed),
-        write_reports(model, processor, codes), write_reports(model, processor, codes, mask),
+        write_reports(model, processor, codes), write_reports(masked_model, processor, codes, mask),
         asked, probed, [answer['report'] for answer in nearest])
 
 # %% ../nbs/inference/first_look.ipynb #317a4aed

@@ -10,7 +10,7 @@ __all__ = ['CLASSIFIER_STEPS', 'CLASSIFIER_METRIC', 'square_masks', 'block_mask'
            'keep_filling', 'mean_records', 'score_filling', 'score_inpaint', 'masked_test_studies', 'nearest_to_half',
            'plot_fillings', 'save_gray', 'load_models', 'all_fillings', 'keep_model_fillings', 'keep_fillings',
            'save_evaluation', 'evaluate_inpaint', 'get_classifier_steps', 'learn_findings', 'classifiable_findings',
-           'keep_findings', 'findings_statistic', 'score_findings', 'evaluate_findings']
+           'keep_findings', 'findings_statistic', 'score_findings', 'images_to_classify', 'evaluate_findings']
 
 # %% ../nbs/07_inpaint.ipynb #dce38780
 import io
@@ -237,10 +237,11 @@ def posterior_filling(
     processor: Processor,
     masked: MaskedStudies,
     reading: str,  # of `readings`
+    title: str = 'posterior mean',  # on the line of progress
 ) -> dict:  # (kind, ratio) → None, images (B, H, W)
     "All masks filled with the posterior mean of a model; it has no codes."
-    parts = model, processor, masked.codes, masked.images
-    return {key: (None, posterior_mean(*parts, mask, reading)) for key, mask in masked.masks.items()}
+    parts, masks = (model, processor, masked.codes, masked.images), progress(masked.masks.items(), title)
+    return {key: (None, posterior_mean(*parts, mask, reading)) for key, mask in masks}
 
 # %% ../nbs/07_inpaint.ipynb #7e6f185e
 def mean_filling(masked: MaskedStudies) -> dict:  # (kind, ratio) → None, images (B, H, W)
@@ -448,7 +449,7 @@ def keep_model_fillings(
     of_pixels = model_filling(model, processor, masked, f'{name}, pixels hidden', 'pixels')
     all_kept += keep_filling(name, of_pixels, masked, hidden='pixels', **likely)
     for reading in readings(model):
-        means = posterior_filling(model, processor, masked, reading)
+        means = posterior_filling(model, processor, masked, reading, f'{name}, posterior mean, {reading}')
         detail = dict(hidden='codes', estimate='posterior mean', reading=reading)
         all_kept += keep_filling(name, means, masked, **detail)
     return all_kept
@@ -587,6 +588,22 @@ def score_findings(
         records.append(interval_record(*about, findings_statistic(kept), kept.patients, seed, detail))
     return records + paired_records(all_kept, models, [CLASSIFIER_METRIC], findings_statistic, seed)
 
+# %% ../nbs/07_inpaint.ipynb #c833d877
+def images_to_classify(
+    loaded: dict,  # as of `load_models`
+    processor: Processor,
+    masked: MaskedStudies,
+    key: tuple,    # kind and ratio of the masks
+) -> dict:         # name → (N, H, W) in [0, 1]
+    "The originals, the fillings of models and references, and the models' posterior means."
+    images = {'original': masked.images}
+    for name, filling in all_fillings(loaded, processor, masked).items(): images[name] = filling[key][1]
+    for name, (model, own) in loaded.items():
+        for reading in readings(model):
+            mean = posterior_mean(model, own, masked.codes, masked.images, masked.masks[key], reading)
+            images[f'{name}, posterior mean, {reading}'] = mean
+    return images
+
 # %% ../nbs/07_inpaint.ipynb #07a0d002
 def evaluate_findings(
     folder: Path,                 # of the run
@@ -608,12 +625,11 @@ def evaluate_findings(
     findings = classifiable_findings(labels, info['name'])
     steps = get_classifier_steps(open_run(folder)[1].preset, steps)
     classifier = learn_findings(folder, processor, steps, seed)
-    images = {'original': masked.images}
-    for name, filling in all_fillings(loaded, processor, masked).items():
-        images[name] = filling['random', ratio][1]
+    images = images_to_classify(loaded, processor, masked, ('random', ratio))
     detail = dict(mask_kind='random', ratio=ratio, steps=steps, findings=len(findings))
     all_kept = keep_findings(classifier, images, labels, findings, masked, detail)
-    records = score_findings(all_kept, models, seed)
+    ours = [name for name in images if name.partition(',')[0] in models]
+    records = score_findings(all_kept, ours, seed)
     save_study_values(folder, 'inpaint_findings', all_kept)
     save_evaluation(folder, 'inpaint_findings', records, info, models, data=Path(data).name or None,
                     classifier_steps=steps, classifier_most=most, seed=seed,

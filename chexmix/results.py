@@ -142,12 +142,15 @@ def select(
     metric: str,
     **detail,  # columns that must hold these values, see `fits`
 ) -> pd.DataFrame:
-    """Records of one measurement, one row a model.
+    """Records of one measurement, one row a model; no estimate where none of a model is recorded.
 
     Where a layer was chosen on validation it is that layer, and beside a stage its layer 0.
     """
     rows = records[(records.task == task) & (records.metric == metric)]
-    for name, value in detail.items(): rows = rows[fits(rows, name, value)]
+    for name, value in detail.items():
+        rows = rows[fits(rows, name, value)]
+        if name == 'estimate' and value != EARLIER[name] and not (name in rows and rows[name].notna().any()):
+            return rows[:0]
     if 'chosen' in rows and rows.chosen.notna().any():
         first = rows[(rows.layer == 0) & rows.model.str.startswith('stage')]
         rows = pd.concat([rows[rows.chosen == True], first.assign(model=first.model + ', layer 0')])
@@ -729,10 +732,11 @@ def plot_steps(
 # %% ../nbs/11_results.ipynb #4c24b77a
 def conditions(
     context: dict,  # of one records file: config, data, device, date, …
+    steps: str = '',  # of which model, in words; '' = those of the run's settings
 ) -> str:
     "Under which conditions the numbers of a run were measured, as one sentence."
     config, data = context['config'], context['data']
-    steps = f'stage 1 {config["stage1_steps"]} steps, then stage 2 {config["stage2_steps"]} steps'
+    steps = steps or f'stage 1 {config["stage1_steps"]} steps, then stage 2 {config["stage2_steps"]} steps'
     return (f'Preset `{config["preset"]}`, {data["n"]} {data["name"]}, {steps}, seed {config["seed"]}, '
             f'{context["device"]}, {context["date"]}; value (95% bootstrap interval over patients).')
 
@@ -742,13 +746,14 @@ def summary(
     context: dict,  # of one records file: config, data, device, date, …
     model: str = 'stage2',  # of the conclusions
     all_kept: list[StudyValues] = (),  # of the same run
+    steps: str = '',        # see `conditions`
 ) -> str:
     "Headline tables, conclusions and conditions as Markdown."
     lines = []
     for task, title in TASKS.items():
         table = headline(records, task)
         if not table.empty: lines += [*markdown_table(table, title), '']
-    lines += [conditions(context), '']
+    lines += [conditions(context, steps), '']
     lines += [f'- {line}' for line in conclusions(records, model, all_kept)]
     return '\n'.join(lines) + '\n'
 
@@ -838,6 +843,8 @@ def compared_systems(
         for name in names:
             owner = f'this run, {system_title(name)}' if place == folder else 'packed'
             systems[f'{owner}: {training_of(context, name)}'] = records, name
+    second = packed.with_name(f'{packed.name}_stage2')  # measured beside the first
+    if (second/'classify.json').exists(): systems['packed, stage 2'] = load_records(second), 'stage2'
     return systems
 
 # %% ../nbs/11_results.ipynb #19f6a80a

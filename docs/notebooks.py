@@ -106,7 +106,7 @@ SIDEBAR = {  # caption → what the sidebar shows below it: notebooks by name, r
     'Pretrain': ('05_pretrain', 'training_loop', 'benchmarks_training'),
     'Evaluate': ('06_classify', '07_inpaint', '08_report', '09_retrieve', '10_baselines', 'compare',
                  'metrics', 'records', '11_results'),
-    'Inference': ('12_released', 'pipeline', 'inference', '14_cli', '15_explore', 'card'),
+    'Inference': ('12_released', 'pipeline', 'inference', '14_cli', '15_explore', 'card', 'card_stage2'),
     'Internals': ('00_core', 'foundations', '13_benchmarks', 'benchmarks', 'api/index', 'contributing',
                   'licences', 'faults')}
 
@@ -211,7 +211,8 @@ def faults_page() -> str:
 
 MOVED = {  # file of the repository → page
     'nbs/index.ipynb': 'overview.md', 'CONTRIBUTING.md': 'contributing.md',
-    'chexmix/bundled/README.md': 'card.md', 'docs/licences.md': 'licences.md'}
+    'chexmix/bundled/README.md': 'card.md', 'chexmix/bundled/stage2/README.md': 'card_stage2.md',
+    'docs/licences.md': 'licences.md'}
 
 
 def site_link(
@@ -244,7 +245,8 @@ def write_pages(
     overview = readme().replace('# chexmix', '# Overview', 1)
     texts = dict(overview=with_site_links(overview, Path('.')), faults=faults_page())
     files = dict(
-        contributing='CONTRIBUTING.md', card='chexmix/bundled/README.md', licences='docs/licences.md')
+        contributing='CONTRIBUTING.md', card='chexmix/bundled/README.md',
+        card_stage2='chexmix/bundled/stage2/README.md', licences='docs/licences.md')
     for name, path in files.items():
         texts[name] = with_site_links((root/path).read_text(encoding='utf-8'), Path(path).parent)
     texts = {name: text for name, text in texts.items() if text}
