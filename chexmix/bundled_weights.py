@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_MB', 'LIMITS', 'CARD', 'stage_command', 'training_commands', 'card_result', 'record_results', 'model_card',
-           'lies_beside', 'copy_weights', 'tell_lineage', 'tell_steps', 'packed_size', 'pack_facts', 'pack_run']
+           'same_processor', 'lies_beside', 'keep_lower', 'copy_weights', 'tell_lineage', 'tell_steps', 'packed_size',
+           'pack_facts', 'pack_run']
 
 # %% ../nbs/inference/bundled_weights.ipynb #6945fce9
 import filecmp, shutil, time
@@ -55,7 +56,7 @@ def training_commands(
     sets = [f'--set {name}={value}' for name, value in changes.items() if name not in ('preset', 'seed')]
     tokenizer = f'chexmix tokenizer --run {run} --preset {settings.preset} --seed {settings.seed}'
     commands = [' '.join([tokenizer, *sets])]
-    if trained.get('start', '') not in ('', 'stage1'):  # a stage 1 of other steps than the run's
+    if trained.get('start', '') not in ('', 'stage1') and trained['first_step']:  # another stage 1
         commands.append(f'chexmix pretrain --stage 1 --steps {trained["first_step"]} --run {run}')
     return [*commands, stage_command(settings, trained, run), f'chexmix evaluate classify --run {run}']
 
@@ -148,14 +149,31 @@ def model_card(
         training='\n'.join(facts['training']), results=results, limits=limits, **values)
 
 # %% ../nbs/inference/bundled_weights.ipynb #faa3f253
+def same_processor(one: Path, other: Path) -> bool:
+    "Whether two folders hold the same processor."
+    names = 'processor_config.json', 'tokenizer.json', 'image_tokenizer/model.safetensors'
+    pairs = [(one/name, other/name) for name in names]
+    return all(a.exists() and b.exists() and filecmp.cmp(a, b, shallow=False) for a, b in pairs)
+
 def lies_beside(
     folder: Path,  # of a stage
     target: Path,  # where it is packed
 ) -> bool:
-    "Whether the folder above holds packed weights with the same processor, which then serves both."
-    names = 'processor_config.json', 'tokenizer.json', 'image_tokenizer/model.safetensors'
-    if not (target.parent/'card.json').exists(): return False
-    return all(filecmp.cmp(folder/name, target.parent/name, shallow=False) for name in names)
+    "Whether the folder above the target holds packed weights with the same processor, which serves both."
+    return (target.parent/'card.json').exists() and same_processor(folder, target.parent)
+
+# %% ../nbs/inference/bundled_weights.ipynb #c86497cf
+def keep_lower(
+    target: Path,  # packed weights that are made anew
+    part: Path,    # the new ones
+):
+    "Keep what is packed below. Raises `UserError` where it needs the processor that was there."
+    for card in target.glob('*/card.json'):
+        lower = card.parent
+        if not ((lower/'image_tokenizer').exists() or same_processor(target, part)):
+            raise UserError(f'{lower} reads with the processor of {target}, which would be another: '
+                            f'move {lower} away first')
+        shutil.copytree(lower, part/lower.name)
 
 # %% ../nbs/inference/bundled_weights.ipynb #604dd2ca
 def copy_weights(
@@ -177,13 +195,13 @@ def tell_lineage(
     folder: Path,   # of the run
     trained: dict,  # `settings.json` of the weights
 ) -> str:
-    "What the commands leave out: other weights than those of the run's stage 1 that a stage started from."
+    "What the commands leave out: other weights than the run's stage 1 that a stage started from, its seed."
     start = trained.get('start', '')
     if start in ('', 'stage1'): return ''
     before = read_json(folder/start/'settings.json')
-    text = f'They start from `{start}` after {trained["first_step"]} steps of stage 1'
-    if before['start']: text += f', the first {before["first_step"]} those of `{before["start"]}`'
-    return f'{text}; the commands train it in one go. '
+    text = f'They start from `{start}` before its learning rate fell, after {trained["first_step"]} steps'
+    if before.get('start'): text += f', the first {before["first_step"]} those of `{before["start"]}`'
+    return f'{text}, with seed {trained["seed"]}; the commands train such a stage 1 in one go. '
 
 # %% ../nbs/inference/bundled_weights.ipynb #f4f44605
 def tell_steps(
@@ -200,6 +218,7 @@ def tell_steps(
 # %% ../nbs/inference/bundled_weights.ipynb #eb86a362
 def packed_size(
     folder: Path,   # of packed weights
+    title: str,     # its final name
     above: float,   # MB of those in the folder above, 0 = none
     name: str,      # of the run, for the error
 ) -> dict:          # as the card tells it
@@ -209,7 +228,9 @@ def packed_size(
     if size + above > MOST_MB:
         raise UserError(f'{name} takes {size + above:.1f} MB, more than {MOST_MB}: pack a smaller preset')
     if not above: return dict(size_MB=size, shared=' in all')
-    return dict(size_MB=size, shared=f' beside the {above} MB of the folder above, whose processor they use')
+    shared = (f' beside the {above} MB of the folder above, which has their processor and their code; '
+              f"transformers opens them from there, with `subfolder='{title}'`")
+    return dict(size_MB=size, shared=shared)
 
 # %% ../nbs/inference/bundled_weights.ipynb #54e65b49
 def pack_facts(
@@ -271,10 +292,12 @@ def pack_run(
         questions = folder/'classify'/f'{stage}_questions.json'
         if questions.exists(): shutil.copyfile(questions, part/'classify'/f'stage{number}_questions.json')
         (part/'reports.txt').write_text('\n'.join(texts) + '\n', encoding='utf-8')
-        facts |= packed_size(part, above['size_MB'], folder.name) | dict(note=note and f'{note}\n\n')
+        facts |= packed_size(part, target.name, above['size_MB'], folder.name)
+        facts['note'] = note and f'{note}\n\n'
         write_json(part/'card.json', facts)
         records, context = load_records(folder/'results'), read_json(folder/'results'/'report.json')
         results = summary(records, context, stage, steps=tell_steps(folder, context['weights']))
         card = model_card(facts, results, record_results(records, stage, facts['data']))
+        keep_lower(target, part)
         (part/'README.md').write_text(card, encoding='utf-8')
     return target

@@ -22,7 +22,7 @@ from .inpaint import paste
 from .model import bidirectional_mask, ChexmixForCausalLM, evaluating, image_prompt, study_masks
 from .page import data_uri
 from .phantom import make_phantom
-from .pipeline import BUNDLED, find_model, model_title, open_model, Opened
+from .pipeline import find_model, model_title, open_model, Opened
 from .plots import mask_to_pixels, PALETTE, png_bytes
 from .processor import Processor
 from .released import NoTextTokenizer
@@ -531,8 +531,9 @@ def open_stages(
     "The model of that name; where it names a run with both stages, or the packed weights, both."
     place = find_model(name)
     places = [place]
-    if place == BUNDLED: places.append(place/'stage2')
-    elif isinstance(place, Path) and place.name == 'stage2' and Path(name).name != 'stage2':
+    is_folder = isinstance(place, Path)
+    if is_folder and (place/'card.json').exists(): places.append(place/'stage2')
+    elif is_folder and place.name == 'stage2' and Path(name).name != 'stage2':
         places.insert(0, place.parent/'stage1')
     found = [p for p in places if p == place or (p/'model.safetensors').exists()]
     return {model_title(p): open_model(p, **options) for p in found}

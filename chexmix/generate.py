@@ -510,9 +510,11 @@ def fill_image(
 def code_distributions(
     model: PhiForCausalLM,
     codes: torch.Tensor,               # (B, n) image codes, of two images (B, 2n)
-    mask: torch.Tensor | None = None,  # (B, n) bool, True = read as the mask id; None = nothing
+    mask: torch.Tensor | None = None,  # as `codes`, bool, True = read as the mask id; None = nothing
 ) -> torch.Tensor:  # (B, n, K) on the model's device
-    "Probabilities of the codes at each position, from one reading of the image."
+    """Probabilities of the codes at each position, from one reading of the image.
+
+    A bidirectional model sees each code that it is asked for, unless that one is masked."""
     layout = model.config.layout
     with evaluating(model): logits = model(image_prompt(model, codes, mask), use_cache=False).logits
     before = code_positions(codes.shape[1], layout).to(logits.device) - 1

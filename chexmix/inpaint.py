@@ -138,7 +138,7 @@ def posterior_mean(
     reading: str = 'mask id',  # of `readings`
     batch: int = 16,       # images at once, each with n·K probabilities
 ) -> torch.Tensor:         # (B, H, W)
-    """Images whose masked cells are decoded from the expected code vectors.
+    """Images whose masked cells are decoded from the expected code vectors; one image a study, on the CPU.
 
     Raises `UserError` for a reading that does not fit the model."""
     if reading not in readings(model):

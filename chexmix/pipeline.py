@@ -67,16 +67,20 @@ def no_weights(name: str | Path, folders: list[Path]) -> UserError:
     for folder in [*folders, *(folder.parent for folder in folders)]:
         if not (folder/'settings.json').exists(): continue
         found = [path.parent for path in folder.glob('*/model.safetensors')]
-        stages = sorted(path.name for path in found if (path/'processor_config.json').exists())
+        files = 'processor_config.json', 'card.json'  # the second of packed weights
+        stages = sorted(path.name for path in found if any((path/file).exists() for file in files))
         if stages: return UserError(f'no weights at {name}: {folder.name} has {", ".join(stages[-9:])}')
     return UserError(f'no weights at {name}: name a trained run, a folder of weights, '
                      f'a folder with a release ({", ".join(FILES)}), or owner/name on the hub')
 
 # %% ../nbs/inference/pipeline.ipynb #091915d9
-def packed_folder(name: str | Path) -> Path:
-    "Where the packed weights of that name are: `packed`, or a folder in it such as `packed/stage2`."
-    first, *inside = Path(name).parts or ('',)
-    return BUNDLED.joinpath(*inside) if first == 'packed' else Path(name)
+def packed_folder(name: str | Path) -> Path | None:
+    """Where the packed weights of that name are: `packed`, or a folder in it such as `packed/stage2`.
+
+    None for other names, and where a run or a folder here is called `packed`."""
+    first, lower = Path(name).parts[:1], Path(name).parts[1:]
+    is_taken = Path('packed').exists() or run_path('packed').exists()
+    return BUNDLED.joinpath(*lower) if first == ('packed',) and not is_taken else None
 
 # %% ../nbs/inference/pipeline.ipynb #b1e8cbff
 def find_model(
@@ -85,7 +89,7 @@ def find_model(
 ) -> str | Path:  # a folder, or a name on the hub
     "Where the weights of `name` are. Raises `UserError` where there are none."
     if not str(name): return default_model(task)
-    folders = [Path(name), run_path(name), packed_folder(name)]
+    folders = [path for path in (Path(name), run_path(name), packed_folder(name)) if path]
     for folder in folders:
         if is_released(folder): return folder
     for folder in folders:
@@ -98,10 +102,11 @@ def find_model(
 def model_title(place: str | Path) -> str:
     "What people are told of a model: what `find_model` returned, in a few words."
     if isinstance(place, str): return f'{place} on the hub'
-    if BUNDLED in (place, place.parent) and (place/'card.json').exists():
-        facts = read_json(place/'card.json')
-        preset = facts['settings']['preset']
-        return f'the packed weights ({facts["stage"]} of preset {preset}, on synthetic studies)'
+    if (place/'card.json').exists():
+        facts, where = read_json(place/'card.json'), place.resolve()
+        owner = 'the packed weights'
+        if BUNDLED.resolve() not in (where, where.parent): owner = f'weights packed at {place}'
+        return f'{owner} ({facts["stage"]} of preset {facts["settings"]["preset"]}, on synthetic studies)'
     if (place.parent/'settings.json').exists(): return f'{place.name} of the run {place.parent.name}'
     return str(place)
 

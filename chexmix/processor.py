@@ -274,7 +274,8 @@ def from_pretrained(
     if not has_own and (folder/'model.safetensors').exists(): folder = folder.parent
     path = folder/'processor_config.json'
     if not path.exists():
-        raise UserError(f'no processor in {folder}: run 03_tokenizer (`chexmix tokenizer`) first')
+        raise UserError(f'no processor in {folder}: run 03_tokenizer (`chexmix tokenizer`) first, '
+                        'or copy it there, where weights were taken out of their folder')
     stored = read_json(path)
     own = {name: stored.pop(name) for name in OWN_KEYS if name in stored}
     try: layout = Layout(**stored)

@@ -132,7 +132,8 @@ def fits(
     "Which records hold a value, or do not depend on it."
     if name not in rows: rows = rows.assign(**{name: np.nan})
     missing = rows[name].isna()
-    if EARLIER.get(name, value) != value: missing &= ~rows.model.str.contains('stage|late fusion')
+    models = 'stage|late fusion|random weights' if name == 'estimate' else 'stage|late fusion'
+    if EARLIER.get(name, value) != value: missing &= ~rows.model.str.contains(models)
     return (rows[name] == value) | missing
 
 # %% ../nbs/11_results.ipynb #981eb116
@@ -142,7 +143,7 @@ def select(
     metric: str,
     **detail,  # columns that must hold these values, see `fits`
 ) -> pd.DataFrame:
-    """Records of one measurement, one row a model; no estimate where none of a model is recorded.
+    """Records of one measurement, one row a model; none where no model has the requested `estimate`.
 
     Where a layer was chosen on validation it is that layer, and beside a stage its layer 0.
     """
@@ -843,7 +844,7 @@ def compared_systems(
         for name in names:
             owner = f'this run, {system_title(name)}' if place == folder else 'packed'
             systems[f'{owner}: {training_of(context, name)}'] = records, name
-    second = packed.with_name(f'{packed.name}_stage2')  # measured beside the first
+    second = packed.with_name(f'{packed.name}_stage2')
     if (second/'classify.json').exists(): systems['packed, stage 2'] = load_records(second), 'stage2'
     return systems
 

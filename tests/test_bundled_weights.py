@@ -13,6 +13,7 @@ from chexmix.core import get_settings, parse_changes, read_json, Settings, UserE
 from chexmix.records import content_hash
 from chexmix.phantom import make_phantom
 from chexmix.bundled_weights import MOST_MB, pack_run, training_commands
+from chexmix.explore import open_stages
 from chexmix.pipeline import BUNDLED, open_model, pipeline
 
 
@@ -60,7 +61,7 @@ def test_card_says_what_they_are_and_its_commands_still_train_them(weights):
     first, *others = [build_parser().parse_args(words) for words in ours]
     settings = get_settings(first.preset, seed=first.seed, **parse_changes(first.set))
     assert settings == stored, 'the preset has changed since these weights were packed: pack them again'
-    assert {args.function.__name__ for args in others} == {'pretrain', 'evaluate'}
+    assert [args.function.__name__ for args in others] == ['pretrain', 'evaluate']
     assert {args.run for args in others} == {first.run}
     others = [line.split() for line in card['training'] if not line.startswith('chexmix ')]
     for words in others:
@@ -72,7 +73,7 @@ def test_card_says_what_they_are_and_its_commands_still_train_them(weights):
 
 def test_both_stages_in_one_folder(tiny_run, packed, tmp_path, monkeypatch, capsys):
     "The second stage lies below the first, reads with its processor, and fills in what is hidden."
-    both = Path(shutil.copytree(packed, tmp_path/'both'))
+    both = pack_run(tiny_run, tmp_path/'both', 'stage1')
     own = pack_run(tiny_run, both/'stage2', 'stage2')
     assert not (own/'image_tokenizer').exists() and read_json(own/'card.json')['size_MB'] < MOST_MB
     monkeypatch.setenv('CHEXMIX_RUNS', str(tmp_path/'runs'))
@@ -80,10 +81,19 @@ def test_both_stages_in_one_folder(tiny_run, packed, tmp_path, monkeypatch, caps
     assert open_model().place == both and open_model(task='inpaint').place == own
     assert open_model('packed/stage2').place == own and open_model('packed').place == both
     assert open_model(own).probe and open_model(own).processor.layout == open_model().processor.layout
-    with pytest.raises(UserError, match='no weights at packed/none'): open_model('packed/none')
+    for name in ('none', 'classify'):
+        with pytest.raises(UserError, match=f'no weights at packed/{name}: both has stage2'):
+            open_model(f'packed/{name}')
     Image.fromarray((make_phantom(1, 0, 64).image * 255).astype(np.uint8)).save(tmp_path/'a.png')
     assert main(['inpaint', str(tmp_path/'a.png'), '-o', str(tmp_path/'o.png')]) == 0
     assert 'the packed weights (stage2' in capsys.readouterr().err
+    assert main(['report', str(tmp_path/'a.png')]) == 0
+    assert 'the packed weights (stage1' in capsys.readouterr().err
+    assert [opened.place for opened in open_stages().values()] == [both, own]
+    pack_run(tiny_run, both, 'stage1')  # made anew, with what lies below
+    assert open_model('packed/stage2').place == own
+    (own.parent/'tokenizer.json').write_text('{}')
+    with pytest.raises(UserError, match='move .*stage2 away first'): pack_run(tiny_run, both, 'stage1')
 
 
 def test_another_processor_is_packed_with_its_weights(tiny_run, packed, tmp_path):
