@@ -261,7 +261,7 @@ def pack_facts(
         weights=weights, device=report['device'],
         versions=', '.join(f'{name} {version}' for name, version in report['versions'].items()),
         training=training_commands(settings, trained),
-        command=f'chexmix pack --run {folder.name} --stage {stage}', note='', date=time.strftime('%Y-%m-%d'))
+        command=f'chexmix pack --run {folder.name} --stage {stage}', date=time.strftime('%Y-%m-%d'))
 
 # %% ../nbs/inference/bundled_weights.ipynb #4c37e902
 def pack_run(
