@@ -531,19 +531,22 @@ def inpaint_job(
     places: dict[str, Path],  # image → where its picture goes
     ratio: float = .5,        # share of the codes to mask
     seed: int = 0,            # of the masks
+    mean: bool = False,       # pictures are posterior means, not the most likely codes
 ) -> Job:  # columns picture, hidden (masked positions), codes (all)
     """Part of every radiograph masked, filled in by the model and written as PNG.
 
-    Raises `UserError` where the ratio is no share.
+    Codes are the most likely ones, whatever the picture. Raises `UserError` where the ratio is no share.
     """
-    from chexmix.inpaint import fill_codes
+    from chexmix.inpaint import fill_codes, posterior_mean
     if not 0 < ratio <= 1: raise UserError(f'the ratio must lie between 0 and 1, not {ratio}')
 
     def answer(images, paths):
         mask = study_masks([Path(path).name for path in paths], processor.layout.n_image, ratio, seed)
-        codes, filled = fill_codes(model, processor, processor.encode_images(images), images, mask)
+        own = processor.encode_images(images)
+        codes, filled = fill_codes(model, processor, own, images, mask)
+        if mean: filled = posterior_mean(model, processor, own, images, mask)
         return [inpainting_row(filled[k], codes[k], mask[k], places[path]) for k, path in enumerate(paths)]
-    return Job('inpainting', model, processor, answer, 1, dict(ratio=ratio, seed=seed))
+    return Job('inpainting', model, processor, answer, 1, dict(ratio=ratio, seed=seed, mean=mean))
 
 # %% ../nbs/inference/batch_inference.ipynb #674558e3
 def inpaint_files(
@@ -554,12 +557,13 @@ def inpaint_files(
     ratio: float = .5,        # share of the codes to mask
     seed: int = 0,            # of the masks
     batch: int = 0,           # images at once; 0 = as many as fit
+    mean: bool = False,       # see `inpaint_job`
 ) -> pd.DataFrame:  # path, picture, hidden, codes
     "Part of every radiograph masked and filled in by the model."
     out, images = check_output(out, False), find_images(paths)
     places = picture_places(images, out.with_suffix(''), 'inpainted')
     protect_inputs(places.values(), paths, images)
-    return process_files(inpaint_job(model, processor, places, ratio, seed), paths, out, batch)
+    return process_files(inpaint_job(model, processor, places, ratio, seed, mean), paths, out, batch)
 
 # %% ../nbs/inference/batch_inference.ipynb #e7f57bc1
 def read_lines(path: str | Path) -> list[str]:

@@ -381,7 +381,7 @@ def inpaint(args) -> int:
     check_out(args, False, True)
     protect_inputs(places.values(), args.images, paths)
     found = opened(args, 'inpaint')
-    job = inpaint_job(found.model, found.processor, places, args.ratio, args.seed)
+    job = inpaint_job(found.model, found.processor, places, args.ratio, args.seed, args.mean)
     return serve(args, job, False, lambda row: f'→ {row["picture"]}')
 
 # %% ../nbs/14_cli.ipynb #71baa9d3
@@ -981,6 +981,9 @@ def add_using_commands(commands):
     examples = 'chexmix inpaint chest.png --ratio 0.5 -o filled.png'
     p = add_use_options(command(commands, inpaint, examples, 'mask a part and fill it in', ANY_MODEL))
     p.add_argument('--ratio', type=float, default=.5, help='share of image codes to mask (default: 0.5)')
+    p.add_argument('--mean', action='store_true',
+                   help='paint the mean of what the model expects, which is blurred where it is unsure '
+                        '(default: the most likely codes)')
     examples = 'chexmix report chest.dcm\nchexmix report examples -o reports.jsonl'
     p = add_use_options(command(commands, report, examples, 'write a report for each', ANY_MODEL))
     p.add_argument('--new', type=int, default=200, help='ids of a report at most (default: 200)')

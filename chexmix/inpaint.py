@@ -125,7 +125,7 @@ def paste(
 
 # %% ../nbs/07_inpaint.ipynb #c3d521da
 def readings(model: ChexmixForCausalLM) -> tuple[str, ...]:
-    "What a model can read in masked cells for its posterior mean: the mask id, or its own filling."
+    "What a model can read in masked cells for its posterior mean, the best last."
     return ('mask id',) if model.config.bidirectional else ('mask id', 'filled first')
 
 # %% ../nbs/07_inpaint.ipynb #a4a4e8bc
@@ -135,12 +135,13 @@ def posterior_mean(
     codes: torch.Tensor,   # (B, n); masked ones are never read
     images: torch.Tensor,  # (B, H, W) in [0, 1], for what is outside the mask
     mask: torch.Tensor,    # (B, n) bool, True = masked
-    reading: str = 'mask id',  # of `readings`
+    reading: str = '',     # of `readings`; '' = the last of them
     batch: int = 16,       # images at once, each with n·K probabilities
 ) -> torch.Tensor:         # (B, H, W)
     """Images whose masked cells are decoded from the expected code vectors; one image a study, on the CPU.
 
     Raises `UserError` for a reading that does not fit the model."""
+    reading = reading or readings(model)[-1]
     if reading not in readings(model):
         raise UserError(f'no reading {reading!r} for this model: choose {" or ".join(readings(model))}')
     read, hidden = codes, mask

@@ -356,7 +356,7 @@ class Pipeline:
         opened: Opened,
         task: str,
         job: Job | None,  # None: inpainting, which keeps its pictures
-        options: dict,    # of inpainting: ratio, seed
+        options: dict,    # of inpainting: ratio, seed, mean
     ):
         self.opened, self.task = opened, task
         self.job, self.options = job, options
@@ -419,12 +419,12 @@ def fill(
     names: list[str],
 ) -> list[Answer]:
     "Answers with pictures: what was masked, and what the model filled in."
-    from chexmix.inpaint import fill_codes
+    from chexmix.inpaint import fill_codes, posterior_mean
     from chexmix.plots import cover_cells
-    processor = self.opened.processor
-    mask = self.masked_cells(names)
-    codes = processor.encode_images(pixels)
-    codes, filled = fill_codes(self.opened.model, processor, codes, pixels, mask)
+    model, processor = self.opened.model, self.opened.processor
+    mask, own = self.masked_cells(names), processor.encode_images(pixels)
+    codes, filled = fill_codes(model, processor, own, pixels, mask)
+    if self.options.get('mean'): filled = posterior_mean(model, processor, own, pixels, mask)
     covered = cover_cells(pixels, mask, processor.layout.grid)
     answers = []
     for k, name in enumerate(names):
@@ -477,7 +477,8 @@ TASK_OPTIONS = dict(
     texts=None,     # retrieve, see `candidates`
     k=5,            # retrieve: answers
     ratio=.5,       # inpaint: share of the codes masked
-    seed=0)         # inpaint: which codes are masked
+    seed=0,         # inpaint: which codes are masked
+    mean=False)     # inpaint: the picture is the posterior mean, see `inpaint_job`
 
 # %% ../nbs/inference/pipeline.ipynb #3ba3fd30
 def task_job(
@@ -516,4 +517,4 @@ def pipeline(
     opened = model if isinstance(model, Opened) else open_model(model, task=task, **opening)
     if opened is not model: say_model(opened.place)
     job = task_job(opened, task, own)
-    return Pipeline(opened, task, job, dict(ratio=own['ratio'], seed=own['seed']))
+    return Pipeline(opened, task, job, {name: own[name] for name in ('ratio', 'seed', 'mean')})

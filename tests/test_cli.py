@@ -86,6 +86,24 @@ def test_picture_out(verb, word, images, tiny_run, tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path/'many').iterdir()) == [f'a_{word}.png', f'c_{word}.png']
 
 
+def test_the_posterior_mean_of_a_file(images, tiny_run, tmp_path):
+    "Another picture inside the mask, the same outside; the codes of the table are the most likely ones."
+    from chexmix.pipeline import pipeline
+    words, tables, pictures = ['inpaint', str(images/'a.png'), '--run', str(tiny_run)], [], []
+    for name, more in (('likely', []), ('mean', ['--mean'])):
+        assert main([*words, *more, '-o', str(tmp_path/f'{name}.jsonl')]) == 0
+        tables.append(json.loads((tmp_path/f'{name}.jsonl').read_text()))
+        pictures.append(np.asarray(Image.open(tables[-1]['picture'])).astype(int))
+    assert tables[0]['codes'] == tables[1]['codes'] and tables[0]['hidden'] == tables[1]['hidden']
+    inside = np.zeros(16, bool)
+    inside[tables[0]['hidden']] = True
+    inside = inside.reshape(4, 4).repeat(pictures[0].shape[0]//4, 0).repeat(pictures[0].shape[1]//4, 1)
+    differ = pictures[0] != pictures[1]
+    assert differ[inside].mean() > .2 and not differ[~inside].any()
+    filled = pipeline('inpaint', tiny_run, mean=True)(images/'a.png').pictures['filled']
+    assert abs(filled.numpy()*255 - pictures[1]).max() <= 1
+
+
 def test_findings_of_an_image(images, own_run, capsys):
     assert main(['classify', str(images/'c.dcm'), '--run', str(own_run)]) == 2
     assert 'no probe was fitted' in capsys.readouterr().err
