@@ -111,7 +111,8 @@ def card_result(
     data: dict,  # name, hash
 ) -> EvalResult:
     "A record as the header of a card wants it."
-    args = dict(low=round(row.low, 4), high=round(row.high, 4), n=int(row.n), seed=int(row.seed))
+    interval = {} if pd.isna(row.low) else dict(low=round(row.low, 4), high=round(row.high, 4))
+    args = interval | dict(n=int(row.n), seed=int(row.seed))
     return EvalResult(
         'image-to-text', slug(data['name']), data['name'], slug(row.metric), round(row.value, 4),
         task_name=row.task, metric_name=name, metric_args=args, dataset_split='test',

@@ -890,8 +890,8 @@ def demo_preset(
     folder: Path,  # of the run
     preset: str,   # that was asked for; empty = that of the run, else small
 ) -> str:
-    "The preset of a demo. Raises `UserError` where the run was made with another."
-    if not (folder/'settings.json').exists(): return preset or 'small'
+    "The preset of a demo. Raises `UserError` for an unknown one, and where the run was made with another."
+    if not (folder/'settings.json').exists(): return get_settings(preset or 'small').preset
     own = open_run(folder)[1].preset
     if preset in ('', own): return own
     raise UserError(f'{folder} was made with preset {own}, not {preset}: choose another run')

@@ -7,6 +7,13 @@ preset=$1 minutes=$2 piece=${3:-0}
 own=${CHEXMIX_RUNS:-$PWD/runs}
 checks=$own/gpu
 
+python - "$preset" <<'END'  # before the checks, which take minutes
+import sys
+from chexmix.core import get_settings, UserError
+try: get_settings(sys.argv[1])
+except UserError as error: sys.exit(f'chexmix: {error}')
+END
+
 left() {  # seconds of this piece; a day where there are no pieces
   python -c "print(max(1, round(60 * $piece) - $SECONDS) if $piece else 86400)"
 }
@@ -31,8 +38,7 @@ draw_meanwhile() {  # the cores draw the study's radiographs while the tests use
   read -r n size < <(python -c "
 from chexmix.core import get_settings
 settings = get_settings('$preset')
-print(settings.n_studies, settings.image_size)" 2>/dev/null) ||
-    return 0  # no such preset: the demo says so
+print(settings.n_studies, settings.image_size)")
   nice -n 19 chexmix phantom --n "$n" --size "$size" "$own/$preset/phantoms" >/dev/null 2>&1 &
   drawing=$!
   trap stop_drawing EXIT

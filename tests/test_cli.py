@@ -180,6 +180,7 @@ def table(folder, text):
 # {run} is a trained run, {tmp} an empty folder, {images} see above
 MISTAKES = {
     'unknown preset': ('tokenizer --preset huge --run {tmp}/r', 'huge'),
+    'unknown preset of a demo': ('demo --preset huge --run {tmp}/r', 'huge'),
     'unknown setting': ('tokenizer --preset tiny --run {tmp}/r --set colour=1', 'colour'),
     'wrong type': ('tokenizer --preset tiny --run {tmp}/r --set lr=fast', 'fast'),
     'setting without value': ('tokenizer --preset tiny --run {tmp}/r --set lr', 'lr'),

@@ -76,6 +76,15 @@ def test_papermill_of_the_readme(place):
     assert (place/'runs'/'mine'/'stage2'/'model.safetensors').exists()
 
 
+def test_an_unknown_preset_of_make_gpu(tmp_path):
+    "It is said before the checks."
+    script = ['bash', root/'docs'/'gpu.sh', 'huge', '2', '0']
+    done = subprocess.run(script, cwd=root, capture_output=True, text=True,
+                          env=os.environ | dict(CHEXMIX_RUNS=str(tmp_path)))
+    assert done.returncode and not done.stdout and not list(tmp_path.iterdir())
+    assert done.stderr.startswith('chexmix: no such preset: huge; choose one of tiny')
+
+
 def test_make_gpu_without_one(tmp_path):
     "Checks and speeds say that they were not run; then the study begins with these options."
     if not (root/'.venv'/'.done').exists(): pytest.skip('make has not set up .venv here')
