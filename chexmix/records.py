@@ -191,6 +191,7 @@ def read_study_values(
                 if damaged: raise ValueError(f'{damaged[0]} is damaged')
                 ids = [arrays.pop(name).tolist() for name in ('study_ids', 'patients')]
                 found.append(StudyValues(row['task'], row['model'], *ids, arrays, row['detail']))
+    except FileNotFoundError as e: raise UserError(f'{path} is not there: run that evaluation first') from e
     except (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
         raise UserError(f'{path} does not hold values of studies ({type(e).__name__}): '
                         'delete it and run that evaluation again') from e
