@@ -125,7 +125,7 @@ def paste(
 
 # %% ../nbs/07_inpaint.ipynb #c3d521da
 def readings(model: ChexmixForCausalLM) -> tuple[str, ...]:
-    "What a model can read in masked cells for its posterior mean, the best last."
+    "What a model can read in masked cells for its posterior mean: the mask id, or its own filling."
     return ('mask id',) if model.config.bidirectional else ('mask id', 'filled first')
 
 # %% ../nbs/07_inpaint.ipynb #a4a4e8bc
