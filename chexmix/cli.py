@@ -982,8 +982,8 @@ def add_using_commands(commands):
     p = add_use_options(command(commands, inpaint, examples, 'mask a part and fill it in', ANY_MODEL))
     p.add_argument('--ratio', type=float, default=.5, help='share of image codes to mask (default: 0.5)')
     p.add_argument('--mean', action='store_true',
-                   help='paint the mean of what the model expects, which is blurred where it is unsure '
-                        '(default: the most likely codes)')
+                   help='pictures of the mean that the model expects, blurred where the model is unsure '
+                        '(default: of the most likely codes)')
     examples = 'chexmix report chest.dcm\nchexmix report examples -o reports.jsonl'
     p = add_use_options(command(commands, report, examples, 'write a report for each', ANY_MODEL))
     p.add_argument('--new', type=int, default=200, help='ids of a report at most (default: 200)')
