@@ -891,7 +891,8 @@ def demo_preset(
     preset: str,   # that was asked for; empty = that of the run, else small
 ) -> str:
     "The preset of a demo. Raises `UserError` for an unknown one, and where the run was made with another."
-    if not (folder/'settings.json').exists(): return get_settings(preset or 'small').preset
+    wanted = get_settings(preset or 'small').preset
+    if not (folder/'settings.json').exists(): return wanted
     own = open_run(folder)[1].preset
     if preset in ('', own): return own
     raise UserError(f'{folder} was made with preset {own}, not {preset}: choose another run')

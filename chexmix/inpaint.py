@@ -105,10 +105,11 @@ def fill_codes(
     mask: torch.Tensor,    # (B, n) bool, True = masked
     generator: torch.Generator | None = None,
     temperature: float = 0.,
-    batch: int = 64,       # images filled at once
+    mean: bool = False,    # paint the posterior mean in place of the codes
 ) -> tuple[torch.Tensor, torch.Tensor]:  # codes (B, n), images (B, H, W)
-    "Fill in masked codes and paste their decoded pixels into the images."
-    filled = fill_in_batches(model, codes, mask, generator, temperature, batch)
+    "Fill in masked codes and paste their decoded pixels, or the `posterior_mean`, into the images."
+    filled = fill_in_batches(model, codes, mask, generator, temperature)
+    if mean: return filled, posterior_mean(model, processor, codes, images, mask, filled=filled)
     return filled, paste(processor, filled, images, mask)
 
 # %% ../nbs/07_inpaint.ipynb #09a55700
@@ -136,6 +137,7 @@ def posterior_mean(
     images: torch.Tensor,  # (B, H, W) in [0, 1], for what is outside the mask
     mask: torch.Tensor,    # (B, n) bool, True = masked
     reading: str = '',     # of `readings`; '' = the last of them
+    filled: torch.Tensor | None = None,  # (B, n) filled in before, for 'filled first'; None = it is done here
     batch: int = 16,       # images at once, each with n·K probabilities
 ) -> torch.Tensor:         # (B, H, W)
     """Images whose masked cells are decoded from the expected code vectors; one image a study, on the CPU.
@@ -145,7 +147,9 @@ def posterior_mean(
     if reading not in readings(model):
         raise UserError(f'no reading {reading!r} for this model: choose {" or ".join(readings(model))}')
     read, hidden = codes, mask
-    if reading == 'filled first': read, hidden = fill_in_batches(model, codes, mask), torch.zeros_like(mask)
+    if reading == 'filled first':
+        read = fill_in_batches(model, codes, mask) if filled is None else filled
+        hidden = torch.zeros_like(mask)
     decoded = []
     for part in torch.arange(len(codes)).split(batch):
         p = code_distributions(model, read[part], hidden[part]).cpu()  # (b, n, K)
@@ -238,11 +242,12 @@ def posterior_filling(
     processor: Processor,
     masked: MaskedStudies,
     reading: str,  # of `readings`
+    filling: dict, # most likely codes, as of `model_filling`
     title: str = 'posterior mean',  # on the line of progress
 ) -> dict:  # (kind, ratio) → None, images (B, H, W)
     "All masks filled with the posterior mean of a model; it has no codes."
     parts, masks = (model, processor, masked.codes, masked.images), progress(masked.masks.items(), title)
-    return {key: (None, posterior_mean(*parts, mask, reading)) for key, mask in masks}
+    return {key: (None, posterior_mean(*parts, mask, reading, filling[key][0])) for key, mask in masks}
 
 # %% ../nbs/07_inpaint.ipynb #7e6f185e
 def mean_filling(masked: MaskedStudies) -> dict:  # (kind, ratio) → None, images (B, H, W)
@@ -450,7 +455,8 @@ def keep_model_fillings(
     of_pixels = model_filling(model, processor, masked, f'{name}, pixels hidden', 'pixels')
     all_kept += keep_filling(name, of_pixels, masked, hidden='pixels', **likely)
     for reading in readings(model):
-        means = posterior_filling(model, processor, masked, reading, f'{name}, posterior mean, {reading}')
+        title = f'{name}, posterior mean, {reading}'
+        means = posterior_filling(model, processor, masked, reading, filling, title)
         detail = dict(hidden='codes', estimate='posterior mean', reading=reading)
         all_kept += keep_filling(name, means, masked, **detail)
     return all_kept
@@ -597,11 +603,12 @@ def images_to_classify(
     key: tuple,    # kind and ratio of the masks
 ) -> dict:         # name → (N, H, W) in [0, 1]
     "The originals, the fillings of models and references, and the models' posterior means."
-    images = {'original': masked.images}
-    for name, filling in all_fillings(loaded, processor, masked).items(): images[name] = filling[key][1]
+    fillings = all_fillings(loaded, processor, masked)
+    images = {'original': masked.images} | {name: filling[key][1] for name, filling in fillings.items()}
     for name, (model, own) in loaded.items():
+        parts, codes = (model, own, masked.codes, masked.images), fillings[name][key][0]
         for reading in readings(model):
-            mean = posterior_mean(model, own, masked.codes, masked.images, masked.masks[key], reading)
+            mean = posterior_mean(*parts, masked.masks[key], reading, codes)
             images[f'{name}, posterior mean, {reading}'] = mean
     return images
 

@@ -419,12 +419,12 @@ def fill(
     names: list[str],
 ) -> list[Answer]:
     "Answers with pictures: what was masked, and what the model filled in."
-    from chexmix.inpaint import fill_codes, posterior_mean
+    from chexmix.inpaint import fill_codes
     from chexmix.plots import cover_cells
-    model, processor = self.opened.model, self.opened.processor
-    mask, own = self.masked_cells(names), processor.encode_images(pixels)
-    codes, filled = fill_codes(model, processor, own, pixels, mask)
-    if self.options.get('mean'): filled = posterior_mean(model, processor, own, pixels, mask)
+    processor, mean = self.opened.processor, self.options.get('mean', False)
+    mask = self.masked_cells(names)
+    codes = processor.encode_images(pixels)
+    codes, filled = fill_codes(self.opened.model, processor, codes, pixels, mask, mean=mean)
     covered = cover_cells(pixels, mask, processor.layout.grid)
     answers = []
     for k, name in enumerate(names):

@@ -7,12 +7,14 @@ preset=$1 minutes=$2 piece=${3:-0}
 own=${CHEXMIX_RUNS:-$PWD/runs}
 checks=$own/gpu
 
-python - "$preset" <<'END'  # before the checks, which take minutes
+sizes=$(python - "$preset" <<'END'
 import sys
 from chexmix.core import get_settings, UserError
-try: get_settings(sys.argv[1])
-except UserError as error: sys.exit(f'chexmix: {error}')
+try: settings = get_settings(sys.argv[1])
+except UserError as error: sys.exit(f'chexmix: {error}')  # before the checks, which take minutes
+print(settings.n_studies, settings.image_size)
 END
+)
 
 left() {  # seconds of this piece; a day where there are no pieces
   python -c "print(max(1, round(60 * $piece) - $SECONDS) if $piece else 86400)"
@@ -35,10 +37,7 @@ once() {  # name, command …: unless it has been run; one that does not fit int
 
 draw_meanwhile() {  # the cores draw the study's radiographs while the tests use the GPU, as far as they get
   [ ! -f "$checks/tests" ] || return 0
-  read -r n size < <(python -c "
-from chexmix.core import get_settings
-settings = get_settings('$preset')
-print(settings.n_studies, settings.image_size)")
+  read -r n size <<<"$sizes"
   nice -n 19 chexmix phantom --n "$n" --size "$size" "$own/$preset/phantoms" >/dev/null 2>&1 &
   drawing=$!
   trap stop_drawing EXIT
