@@ -56,8 +56,10 @@ def training_commands(
     sets = [f'--set {name}={value}' for name, value in changes.items() if name not in ('preset', 'seed')]
     tokenizer = f'chexmix tokenizer --run {run} --preset {settings.preset} --seed {settings.seed}'
     commands = [' '.join([tokenizer, *sets])]
-    if trained.get('start', '') not in ('', 'stage1') and trained['first_step']:  # another stage 1
-        commands.append(f'chexmix pretrain --stage 1 --steps {trained["first_step"]} --run {run}')
+    first = trained.get('first_step', 0)
+    if trained['stage'] == 1: trained = trained | dict(steps=first + trained['steps'])  # in one go
+    elif first and trained['start'] != 'stage1':
+        commands.append(f'chexmix pretrain --stage 1 --steps {first} --run {run}')
     return [*commands, stage_command(settings, trained, run), f'chexmix evaluate classify --run {run}']
 
 # %% ../nbs/inference/bundled_weights.ipynb #6236718d
@@ -67,7 +69,7 @@ LIMITS = (
     'Trained on drawings of chests with sentences made by rules. A real radiograph gets an answer, too, '
     'but it is about the drawing that the radiograph resembles most.',
     'Trained for hours on two CPU cores. The table shows what a baseline does better. '
-    'Reports follow the image, but of the findings that they name or miss only a third are right.',
+    'Reports follow the image, but of the findings that they name or miss only about two in five are right.',
     'Probabilities of findings are not calibrated.')
 
 # %% ../nbs/inference/bundled_weights.ipynb #01edbc50
@@ -202,7 +204,9 @@ def tell_lineage(
     before = read_json(folder/start/'settings.json')
     text = f'They start from `{start}` before its learning rate fell, after {trained["first_step"]} steps'
     if before.get('start'): text += f', the first {before["first_step"]} those of `{before["start"]}`'
-    return f'{text}, with seed {trained["seed"]}; the commands train such a stage 1 in one go. '
+    text += f'. The {trained["steps"]} steps that follow have seed {trained["seed"]}'
+    if trained['decay'] == 1: text += ' and a learning rate that falls from the first one on'
+    return f'{text}; the commands train such a stage 1 in one go. '
 
 # %% ../nbs/inference/bundled_weights.ipynb #f4f44605
 def tell_steps(

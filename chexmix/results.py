@@ -548,6 +548,7 @@ SHORT = {  # name of a row → task, metric, values that `detail` must have
 def beside_best(
     seeds: list[pd.DataFrame],  # records, one frame a seed
     short: dict = SHORT,        # rows
+    stage1: str = 'stage1_2x',  # the stage 1 of as many steps as stage 2
 ) -> pd.DataFrame:              # columns: stage 1, stage 2, best other; cells: text
     "A short table of a study: stage 1 of equal steps, stage 2, and the best system beside them."
     table = {}
@@ -556,7 +557,7 @@ def beside_best(
         values = found.groupby('model', sort=False).value
         other = best_baseline(found.groupby('model', sort=False)[['metric', 'value']].agg(
             dict(metric='first', value='mean')))
-        systems = {'stage 1': 'stage1_2x', 'stage 2': 'stage2'}
+        systems = {'stage 1': stage1, 'stage 2': 'stage2'}
         table[row] = {title: seeds_cell(values.get_group(name), len(seeds))
                       for title, name in systems.items() if name in values.groups}
         if other: table[row]['best other'] = f'{values.get_group(other).mean():.3g}, {other}'
@@ -837,15 +838,14 @@ def compared_systems(
 ) -> dict[str, tuple]:  # title → records, model
     "The stages of a run and the packed weights; none unless both were measured on synthetic studies."
     systems = {}
-    for place, names in ((folder, ('stage1', 'stage2')), (packed, ('stage1_2x',))):
+    for place in (folder, packed):
         if not (place/'classify.json').exists(): return {}
         context, records = read_json(place/'classify.json'), load_records(place)
         if not context['data']['synthetic']: return {}
-        for name in names:
-            owner = f'this run, {system_title(name)}' if place == folder else 'packed'
-            systems[f'{owner}: {training_of(context, name)}'] = records, name
-    second = packed.with_name(f'{packed.name}_stage2')
-    if (second/'classify.json').exists(): systems['packed, stage 2'] = load_records(second), 'stage2'
+        for name in ('stage1', 'stage2'):
+            title = f'this run, {system_title(name)}: {training_of(context, name)}'
+            if place == packed: title = f'packed, {system_title(name)}'
+            systems[title] = records, name
     return systems
 
 # %% ../nbs/11_results.ipynb #19f6a80a

@@ -93,6 +93,7 @@ class ChexmixConfig(PhiConfig):
     bidirectional: bool = False   # positions of an image see each other; not as released
     grid_embedding: bool = False  # codes are read with their row and column; not as released
     guidance: float = 1.          # of reports, see `apply_guidance`; 1 = none, as released
+    images_a_study: int = 1       # most images before a report; as released
 
     @property
     def layout(self):
@@ -365,6 +366,17 @@ class ChexmixForCausalLM(PhiForCausalLM):
                    roots=(('model', 'ChexmixForCausalLM'),), without=('write_code',))
         if push: self.push_to_hub(kwargs.get('repo_id') or Path(folder).name, token=kwargs.get('token'))
 
+def check_images(
+    n_images: int,  # of a study
+    config: PhiConfig,
+):
+    "Raise `UserError` for a study of more images than the model knows."
+    most = getattr(config, 'images_a_study', 1)
+    if n_images <= most: return
+    advice = 'a frontal and a lateral one' if most > 1 else 'or train one with --set images_a_study=2'
+    raise UserError(f'this model reads {most} image{"s" * (most > 1)} a study, and is given {n_images}: '
+                    f'give it {most}, {advice}')
+
 def check_prompt(
     prompt: torch.Tensor,  # (B, T)
     config: ChexmixConfig,
@@ -379,6 +391,7 @@ def check_prompt(
         raise UserError('the prompt is padded on the right: pad it on the left, as the processor does')
     if prompt.shape[1] >= context:
         raise UserError(f'a prompt of {prompt.shape[1]} ids fills the context of {context}: shorten it')
+    check_images(int((prompt == layout.image_end).sum(1).max()), config)
     if config.bidirectional and (prompt[:, -1] == layout.image_start).any():
         raise UserError('this model fills an image in rounds: use generate_images of chexmix.generate')
 

@@ -1,18 +1,25 @@
 """The processor of CheXmix.
 
-Written by chexmix 0.1.0 out of its modules core, radiograph, vqgan, processor.
+Written by chexmix 0.1.0 out of its modules core, decoders, radiograph, vqgan, processor.
 Research software, never for clinical use.
 """
 from __future__ import annotations
 
 from PIL import Image
 from PIL import UnidentifiedImageError
+from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError
 from contextlib import contextmanager
 from dataclasses import asdict
 from dataclasses import dataclass
 from huggingface_hub import snapshot_download
+from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky.backend.process import LokyProcess
+from joblib.externals.loky.process_executor import BrokenProcessPool
+from multiprocessing.util import Finalize
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -25,13 +32,17 @@ from transformers import ImageProcessingMixin
 from transformers import PreTrainedTokenizerFast
 from transformers import ProcessorMixin
 import hashlib
+import importlib
 import json
+import multiprocessing
 import numpy as np
 import os
 import re
 import shutil
+import socket
 import stat
 import tempfile
+import threading
 import torch
 import torch.nn.functional as F
 import zlib
@@ -41,6 +52,15 @@ class UserError(ValueError):
 
     # Jupyter shows this line instead of the stack.
     def _render_traceback_(self): return [f'UserError: {self}']
+
+def import_package(
+    module: str,
+    package: str,  # what `pip install` calls it
+):
+    "A module that only some of the work needs. Raises `UserError` where it is not installed."
+    try: return importlib.import_module(module)
+    except ModuleNotFoundError as e:
+        raise UserError(f'{package} is not installed: pip install {package}') from e
 
 @dataclass(frozen=True)
 class Layout:
@@ -75,6 +95,10 @@ def codes_to_ids(
                         'was the image tokenizer trained with another codebook?')
     return codes + layout.n_text
 
+def host_mark() -> str:
+    "Eight hexadecimal digits for this machine, which do not show its name."
+    return f'{zlib.crc32(socket.gethostname().encode()):08x}'
+
 @contextmanager
 def atomic(
     path: str | Path,  # final name, of a file or of a folder
@@ -84,37 +108,89 @@ def atomic(
     Raises `UserError` where the disk refuses.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    mark = f'{host_mark()}-{os.getpid()}'
+    temporary, former = (path.with_name(f'.{path.name}{what}.{mark}.part') for what in ('', '.former'))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if path.is_dir() and temporary.is_dir(): shutil.rmtree(path)
+        if path.is_dir() and temporary.is_dir(): os.replace(path, former)
         os.replace(temporary, path)
     except OSError as e:
         reason = e.strerror or e
         raise UserError(f'cannot write {path}: {reason}; free some space or choose another folder') from e
     finally:
-        if temporary.is_dir(): shutil.rmtree(temporary, ignore_errors=True)
-        elif temporary.exists(): temporary.unlink()
+        for left in (temporary, former):
+            if left.is_dir(): shutil.rmtree(left, ignore_errors=True)
+            else: left.unlink(missing_ok=True)
+
+def json_checksum(values: dict) -> str:  # 12 hexadecimal digits
+    "Hash of what JSON holds, whatever its layout; an entry `checksum` does not count."
+    rest = {name: value for name, value in values.items() if name != 'checksum'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:12]
 
 def write_json(
     path: str | Path,
     value,  # anything that JSON can hold; NaN becomes null
 ):
-    "Write `value` as JSON under `path`, complete or not at all."
+    "Write `value` as JSON under `path`, complete or not at all; a dictionary gets a `checksum`."
     plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+    if isinstance(plain, dict): plain['checksum'] = json_checksum(plain)
     text = json.dumps(plain, indent=1, ensure_ascii=False) + '\n'
     with atomic(path) as temporary: temporary.write_text(text, encoding='utf-8')
 
 def read_json(path: str | Path):
     """The value in the JSON file `path`.
 
-    Raises `UserError` where it is missing or is no JSON.
+    Raises `UserError` where it is missing, is no JSON, or is not what `write_json` wrote.
     """
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
+    try: value = json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as e: raise UserError(f'cannot read {path}: {e.strerror}; check the path') from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f'{path} is not JSON ({e}); delete it and run the step again') from e
+    checksum = value.pop('checksum', None) if isinstance(value, dict) else None
+    if checksum is None or checksum == json_checksum(value): return value
+    raise UserError(f'{path} is damaged: its values are not those that were written; make it anew, '
+                    'or delete its checksum if you changed a value yourself')
+
+def file_hash(path: Path) -> str:  # 16 hexadecimal digits
+    "Hash of the content of a file of any size."
+    with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()[:16]
+
+def seal(folder: Path):
+    "Write the hashes of the files in `folder` (not below) to `hashes.json`; `check_seal` compares them."
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != 'hashes.json']
+    sealed = [path for path in files if path.suffix != '.md']  # a card may be edited
+    write_json(folder/'hashes.json', {path.name: file_hash(path) for path in sealed})
+
+def check_seal(folder: Path):
+    """Raise `UserError` where a file is missing or not as it was when its folder was sealed.
+
+    A folder of an earlier version, or of a release, has no seal and is taken as it is.
+    """
+    if not (folder/'hashes.json').exists(): return
+    for name, expected in read_json(folder/'hashes.json').items():
+        path = folder/name
+        if path.exists() and file_hash(path) == expected: continue
+        fault = 'damaged: its content is not what was written' if path.exists() else 'missing'
+        raise UserError(f'{path} is {fault}; copy it again, or make it anew '
+                        f'(if you meant this change, remove {folder}/hashes.json)')
+
+NO_MEMORY = (  # how torch, oneDNN, C++, CUDA and its libraries say so
+    "can't allocate memory", 'cannot allocate memory', 'could not create a primitive', 'std::bad_alloc',
+    'out of memory', 'status_alloc_failed')
+
+def is_out_of_memory(error: Exception) -> bool:
+    "Whether an error tells of a lack of memory, on the CPU or a GPU."
+    if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError': return True
+    return any(words in str(error).lower() for words in NO_MEMORY)
+
+@contextmanager
+def memory_errors(advice: str):
+    "Turn a lack of memory inside, on the CPU or a GPU, into a `UserError` with the way out."
+    try: yield
+    except (MemoryError, RuntimeError) as e:  # `torch.OutOfMemoryError` is a RuntimeError
+        if not is_out_of_memory(e): raise
+        raise UserError(f'there is not enough memory: {advice}') from e
 
 def default_device() -> torch.device:
     "The first CUDA device, else the CPU."
@@ -161,12 +237,72 @@ try: from torchvision.io import ImageReadMode
 except ImportError: ImageReadMode = Absent('torchvision')
 try: from torchvision.io import decode_image
 except ImportError: decode_image = Absent('torchvision')
-try: import gdcm
-except ImportError: gdcm = Absent('python-gdcm')
 try: import pydicom
 except ImportError: pydicom = Absent('pydicom')
 
 def write_code(*args, **kwargs): "Only in the package."
+
+class DecoderDied(ValueError):
+    "A decoder ended its process, or does not come to an end."
+
+class Apart:
+    "Calls functions, one at a time, in one process of its own, which is made anew where it dies."
+    def __init__(self, idle: int = 60):  # seconds without work after which the process ends
+        self.idle, self.pool, self.lock, self.owner = idle, None, threading.Lock(), os.getpid()
+
+    def __call__(self, function, *args, seconds: float = 60., **kwargs):
+        "What a function returns. Raises its error, or `DecoderDied` where it dies or takes too long."
+        if self.owner != os.getpid(): self.__init__(self.idle)  # a fork has no threads of its parent's pool
+        with self.lock:
+            if not self.pool: self.start()
+            try: return self.pool.submit(function, *args, **kwargs).result(seconds)
+            except BrokenProcessPool: reason = 'it ends the process that decodes it'
+            except TimeoutError: reason = f'it is not decoded within {seconds:g} s'
+            self.stop()
+        raise DecoderDied(reason)
+
+    def start(self):
+        self.pool = ProcessPoolExecutor(1, timeout=self.idle)
+        # A child that ends would wait for its own child until that has been idle for long.
+        Finalize(None, self.stop, exitpriority=10)
+
+    def stop(self):
+        if self.pool: self.pool.shutdown(kill_workers=True)
+        self.pool = None
+
+_call_apart = Apart()
+
+def decode_apart(function, *args, **kwargs):
+    """What a decoder returns. It works in a process of its own, but in this one where this is a worker.
+
+    (A worker is there to die instead of its parent: `map_in_processes` goes on without it, and torch's
+    `DataLoader` says that it was lost. Its workers are daemons, which may start no process.)
+    Raises `DecoderDied` where it ends its process, or takes more than a minute.
+    """
+    process = multiprocessing.current_process()
+    is_worker = process.daemon or isinstance(process, LokyProcess)
+    return function(*args, **kwargs) if is_worker else _call_apart(function, *args, **kwargs)
+
+def read_gdcm(
+    path: str,
+    height: int,
+    width: int,
+    n_bytes: int,  # of the picture
+) -> bytearray | None:
+    """The bytes of a DICOM file's picture by GDCM; None where it refuses, or the size is another.
+
+    Raises `UserError` where GDCM is not installed.
+    """
+    gdcm = import_package('gdcm', 'python-gdcm')
+    reader = gdcm.ImageRegionReader()
+    reader.SetFileName(path)
+    if not reader.ReadInformation(): return None
+    box = gdcm.BoxRegion()
+    box.SetDomain(0, width - 1, 0, height - 1, 0, 0)
+    reader.SetRegion(box)
+    if reader.ComputeBufferLength() != n_bytes: return None
+    buffer = bytearray(n_bytes)
+    return buffer if reader.ReadIntoBuffer(buffer) else None
 
 def value_span(
     pixels: np.ndarray,  # any shape and number type
@@ -595,21 +731,6 @@ def write_stream(
     data.PixelData = encapsulate([stream])
     data.save_as(path, enforce_file_format=True)
 
-def read_gdcm(
-    path: str,
-    height: int,
-    width: int,
-    buffer: bytearray,  # of the size of the picture
-) -> bool:
-    "Read a DICOM file's picture into `buffer` by GDCM; False where it refuses, or the size is another."
-    reader = gdcm.ImageRegionReader()
-    reader.SetFileName(path)
-    if not reader.ReadInformation(): return False
-    box = gdcm.BoxRegion()
-    box.SetDomain(0, width - 1, 0, height - 1, 0, 0)
-    reader.SetRegion(box)
-    return reader.ComputeBufferLength() == len(buffer) and reader.ReadIntoBuffer(buffer)
-
 def decode_gdcm(
     stream: bytes,  # as `read_stream` gives it
     syntax: str,    # transfer syntax UID
@@ -620,12 +741,12 @@ def decode_gdcm(
     """
     height, width, bits, channels = stream_header(stream)
     dtype = np.dtype('<u1' if bits <= 8 else '<u2')
-    buffer = bytearray(height * width * channels * dtype.itemsize)
+    n_bytes = height * width * channels * dtype.itemsize
     with tempfile.TemporaryDirectory() as folder:
         path = f'{folder}/stream.dcm'
         write_stream(path, stream, syntax, bits)
-        is_decoded = read_gdcm(path, height, width, buffer)
-    if not is_decoded: raise Unreadable('its compressed stream is damaged')
+        buffer = decode_apart(read_gdcm, path, height, width, n_bytes)
+    if buffer is None: raise Unreadable('its compressed stream is damaged')
     shape = (height, width, channels) if channels > 1 else (height, width)
     return np.frombuffer(buffer, dtype).reshape(shape)
 
@@ -641,6 +762,20 @@ def check_length(
         raise Unreadable(
             f'its pixel data are {len(data.PixelData):,} bytes, its header promises {promised:,}')
 
+PIXEL_TAGS = (
+    'Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel', 'PhotometricInterpretation',
+    'PlanarConfiguration', 'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation',
+    'ExtendedOffsetTable', 'ExtendedOffsetTableLengths', 'PixelData')
+
+def pixels_alone(data: pydicom.Dataset) -> pydicom.Dataset:
+    "A dataset with the pixels of another, to be handed to another process."
+    alone = pydicom.Dataset()
+    alone.file_meta = pydicom.dataset.FileMetaDataset()
+    alone.file_meta.TransferSyntaxUID = data.file_meta.TransferSyntaxUID
+    for keyword in PIXEL_TAGS:
+        if data.get(keyword) is not None: setattr(alone, keyword, data.get(keyword))
+    return alone
+
 def decode_stream(
     data: pydicom.Dataset,
     header: Header,
@@ -650,7 +785,8 @@ def decode_stream(
     "A compressed frame, by the decoder that is best for its transfer syntax."
     syntax = data.file_meta.TransferSyntaxUID
     if syntax not in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
-        return pixel_array(data, index=frame, decoding_plugin='pylibjpeg', correct_unused_bits=False)
+        options = dict(index=frame, decoding_plugin='pylibjpeg', correct_unused_bits=False)
+        return decode_apart(pixel_array, pixels_alone(data), **options)
     if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit) and stream_header(stream)[2] == 8:
         return pixel_array(data, index=frame, decoding_plugin='pillow')
     values = decode_gdcm(stream, syntax)
@@ -919,7 +1055,8 @@ def errors_naming(
 ):
     "Turn every failure inside into a `UserError` that names the path, but nothing of the content."
     try: yield
-    except Unreadable as e: reason = str(e)
+    except UserError: raise  # of a package that is missing: no fault of the file
+    except (Unreadable, DecoderDied) as e: reason = str(e)
     except UnidentifiedImageError: reason = 'it is no PNG, JPEG, TIFF or DICOM file'
     except Image.DecompressionBombError: reason = f'it has more than {MAX_PIXELS:,} pixels'
     except MemoryError: reason = 'it asks for more memory than there is'
@@ -1183,7 +1320,9 @@ def open_radiograph(
     pixels, header = pixels_of(path, frame)
     image_geometry = geometry(*pixels.shape[:2], size, policy, header.aspect)
     keeps_values = policy == 'official' and is_jpeg(path)
-    square = make_square(pixels, size, policy, keeps_values, header.aspect)
+    name = path if isinstance(path, (str, os.PathLike)) else 'the array'
+    with memory_errors(f'{name} is too large for it; make it smaller, or leave it out of the table'):
+        square = make_square(pixels, size, policy, keeps_values, header.aspect)
     return Radiograph(square, image_geometry, header)
 
 def read_radiograph(
@@ -1378,6 +1517,23 @@ class VectorQuantizer(nn.Module):
             if self.legacy: loss = commitment + self.beta * codebook
             return z + (quantized - z).detach(), loss, codes
 
+@contextmanager
+def full_float32(
+    device: torch.device,  # where the network computes
+):
+    "Within it products are in float32: no TF32, no bfloat16, no autocast, no algorithm found by trial."
+    backends, cudnn = torch.backends, torch.backends.cudnn
+    kinds = backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
+    precisions = [kind.fp32_precision for kind in kinds]
+    choices = cudnn.benchmark, cudnn.deterministic
+    try:
+        for kind in kinds: kind.fp32_precision = 'ieee'
+        cudnn.benchmark, cudnn.deterministic = False, True
+        with torch.autocast(device.type, enabled=False): yield
+    finally:
+        for kind, precision in zip(kinds, precisions): kind.fp32_precision = precision
+        cudnn.benchmark, cudnn.deterministic = choices
+
 class VQModel(nn.Module):
     "Image tokenizer; parameters named as in taming-transformers."
     def __init__(self, config: VQConfig):
@@ -1392,12 +1548,16 @@ class VQModel(nn.Module):
     def features(self, x): return self.quant_conv(self.encoder(x))  # (B, C, H, W) → (B, D, h, w)
 
     def encode(self, x):
-        "Codes (B, h, w) of images (B, C, H, W) in [-1, 1]."
-        return self.quantize.codes(self.features(x))
+        "Codes (B, h, w) of images (B, C, H, W) in [-1, 1], in `full_float32`."
+        with full_float32(x.device): return self.quantize.codes(self.features(x))
 
     def decode(self, codes):
-        "Images (B, C, H, W), about [-1, 1], of codes (B, h, w)."
-        return self.decoder(self.post_quant_conv(self.quantize.lookup(codes)))
+        "Images (B, C, H, W), about [-1, 1], of codes (B, h, w), in `full_float32`."
+        return self.decode_vectors(self.quantize.lookup(codes))
+
+    def decode_vectors(self, vectors):
+        "The same of vectors (B, D, h, w), those of codes or what lies between them."
+        with full_float32(vectors.device): return self.decoder(self.post_quant_conv(vectors))
 
     def forward(self, x):
         quantized, loss, codes = self.quantize(self.features(x))
@@ -1407,11 +1567,12 @@ class VQModel(nn.Module):
         self,
         folder: str | Path,
     ):
-        "Write `config.json` and `model.safetensors`, complete or not at all."
+        "Write `config.json` and `model.safetensors`, complete or not at all, and seal them."
         state = {name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()}
         with atomic(folder) as part:
             write_json(part/'config.json', asdict(self.config))
             save_file(state, part/'model.safetensors')
+            seal(part)
 
     @classmethod
     def from_pretrained(
@@ -1423,6 +1584,7 @@ class VQModel(nn.Module):
         Raises `UserError` where a file or a key is missing, or damaged.
         """
         folder = Path(folder)
+        check_seal(folder)
         sizes, weights = read_json(folder/'config.json'), folder/'model.safetensors'
         try: config = VQConfig(**sizes | {'channel_mult': tuple(sizes['channel_mult'])})
         except (TypeError, KeyError) as e:
@@ -1468,22 +1630,25 @@ SPECIALS = ('<|endoftext|>', '<|img|>', '<|/img|>')  # ids 0, 1, 2; names as rel
 ORDERS = 'image first', 'text first'
 
 def image_ids(
-    codes: torch.Tensor,  # (n,) image codes
+    codes: torch.Tensor,  # (n,) image codes; of two images (2n,)
     layout: Layout,
-) -> torch.Tensor:  # (n + 1,)
-    "Ids of an image's codes, and the id that ends the image."
-    codes = torch.as_tensor(codes, dtype=torch.long)
-    return torch.cat([codes_to_ids(codes, layout), torch.tensor([layout.image_end])])
+) -> torch.Tensor:  # (n + 1,), or (2n + 3,)
+    "Ids of the codes and of what ends an image; what begins it stands before the second one only."
+    ids = codes_to_ids(torch.as_tensor(codes, dtype=torch.long), layout)
+    start, end = torch.tensor([layout.image_start]), torch.tensor([layout.image_end])
+    images = [torch.cat([start, image, end]) for image in ids.split(layout.n_image)]
+    return torch.cat(images)[1:]
 
 def sequence(
-    codes: torch.Tensor | None,     # (n,) image codes; None leaves the sequence open for an image
+    codes: torch.Tensor | None,     # (n,), or (2n,) of two images; None leaves it open for an image
     text_ids: torch.Tensor | None,  # (t,) text ids; None leaves the sequence open for a report
     layout: Layout,
     order: str = 'image first',     # or 'text first'
 ) -> torch.Tensor:  # (T,) ids
     """A study as ids: `I_s codes I_e T_s text I_s`, or `T_s text I_s codes I_e T_s`.
 
-    It is left open where the second part is not given.
+    A second image stands behind the first as another `I_s codes I_e`.
+    The sequence is left open where the second part is not given.
     Raises `UserError` where the first part is missing.
     """
     if order not in ORDERS: raise UserError(f'no such order: {order}; choose one of {", ".join(ORDERS)}')
@@ -1544,6 +1709,13 @@ def list_images(
     images = list(images)
     if not images: raise UserError('an empty list holds no radiograph: give at least one')
     return images
+
+def list_studies(
+    images,  # as for `list_images`, one a study; or a list of studies, each a list of images
+) -> list[list]:
+    "The images of each study, the frontal one first. Raises `UserError` for a study without images."
+    images = list_images(images)
+    return [list_images(study) if isinstance(study, (list, tuple)) else [study] for study in images]
 
 class ChexmixImageProcessor(ImageProcessingMixin):
     "Radiographs as the image tokenizer's network reads them."
@@ -1640,11 +1812,16 @@ class ChexmixProcessor(ProcessorMixin):
         folder: str | Path,  # or a name on the hub
         **kwargs,            # as transformers takes them
     ) -> ChexmixProcessor:
-        "The processor saved in `folder`. Raises `UserError` where a part is missing."
+        """The processor saved in `folder`, or above it where `folder` has weights alone.
+
+        Raises `UserError` where a part is missing."""
         folder = local_folder(folder, **kwargs)
+        has_own = (folder/'processor_config.json').exists()
+        if not has_own and (folder/'model.safetensors').exists(): folder = folder.parent
         path = folder/'processor_config.json'
         if not path.exists():
-            raise UserError(f'no processor in {folder}: run 03_tokenizer (`chexmix tokenizer`) first')
+            raise UserError(f'no processor in {folder}: run 03_tokenizer (`chexmix tokenizer`) first, '
+                            'or copy it there, where weights were taken out of their folder')
         stored = read_json(path)
         own = {name: stored.pop(name) for name in OWN_KEYS if name in stored}
         try: layout = Layout(**stored)
@@ -1672,6 +1849,21 @@ class ChexmixProcessor(ProcessorMixin):
             codes.append(self.image_tokenizer.encode(x).flatten(1).cpu())  # (b, h·w)
         return torch.cat(codes)
 
+    def encode_files(
+        self,
+        paths,           # of B radiographs, see `list_images`
+        least: int = 32, # images that are read side by side, where a pass of the network takes fewer
+    ) -> torch.Tensor:   # (B, h·w) on the CPU
+        "Codes of radiographs, as `encode_images` gives them; the next block is read while one is encoded."
+        paths = list_images(paths)
+        device = next(self.image_tokenizer.parameters()).device
+        at_once = images_per_pass(self.image_tokenizer.config, device)
+        block = at_once * -(-least // at_once)  # complete passes
+
+        def read(k): return self.read(paths[k * block:(k + 1) * block])
+        n_blocks = -(-len(paths) // block)
+        return torch.cat([self.encode_images(images) for images in read_ahead(read, n_blocks)])
+
     @torch.inference_mode()
     def decode_images(
         self,
@@ -1681,22 +1873,27 @@ class ChexmixProcessor(ProcessorMixin):
 
         Raises `UserError` for codes outside the codebook, or for a number of codes that fills no grid.
         """
-        device = next(self.image_tokenizer.parameters()).device
         grid = self.layout.grid
         if codes.shape[1] != grid**2:
             raise UserError(f'{codes.shape[1]} codes do not fill a grid of {grid}×{grid}: '
                             f'an image has {grid**2} codes')
         codes_to_ids(codes, self.layout)  # raises for a number that is no code
-        images = []
-        for part in codes.split(images_per_pass(self.image_tokenizer.config, device)):
-            grids = part.to(device).view(-1, grid, grid)  # (b, h·w) → (b, h, w)
-            x = self.image_tokenizer.decode(grids)        # (b, C, H, W)
-            images.append(to_unit_range(x).cpu())
-        return torch.cat(images)
+        return decode_grids(self, codes.view(-1, grid, grid), self.image_tokenizer.decode)
+
+    @torch.inference_mode()
+    def decode_expected(
+        self,
+        probabilities: torch.Tensor,  # (B, h·w, K) of the codes, at each position
+    ) -> torch.Tensor:  # (B, H, W) in [0, 1], on the CPU
+        "Images of the expected code vectors, the means of the codebook under the probabilities."
+        codebook = self.image_tokenizer.quantize.embedding.weight.cpu()  # (K, D)
+        grid = self.layout.grid
+        vectors = (probabilities.float() @ codebook).transpose(1, 2).unflatten(2, (grid, grid))  # (B, D, h, w)
+        return decode_grids(self, vectors, self.image_tokenizer.decode_vectors)
 
     def __call__(
         self,
-        images=None,  # one or several, see `list_images`; None, text first: open for an image
+        images=None,  # one a study, see `list_images`, or lists of two; None, text first: open for an image
         text=None,    # one a study; None, image first: open for a report
         order: str = 'image first',    # or 'text first'
         max_length: int | None = None, # ids a sequence may have
@@ -1706,6 +1903,7 @@ class ChexmixProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """`input_ids` and `attention_mask` (B, T) of studies.
 
+        `processor(images=[[frontal, lateral], [frontal]], text=[…, …])` are two studies of three images.
         Raises `UserError` for a sequence that is too long, and where images and texts are not as many.
         """
         if images is None and (order == 'image first' or text is None):
@@ -1720,24 +1918,34 @@ class ChexmixProcessor(ProcessorMixin):
         if padding == 'max_length' and max_length: batch = pad_to(batch, max_length, self.layout.pad, side)
         return as_tensors(batch, return_tensors)
 
+    def encode_views(
+        self,
+        studies: list[list],  # the images of each, see `list_images`
+    ) -> list[torch.Tensor]:  # (k·n,) codes of the k images of each
+        "Codes of all images of each study, one image after the other."
+        flat = [image for images in studies for image in images]
+        codes = self.encode_images(self.read(flat))  # (images, n)
+        return [own.flatten() for own in codes.split([len(images) for images in studies])]
+
     def rows(
         self,
         images,  # or None
         text,    # or None
     ) -> list[dict]:
         "Codes and text ids of studies, None for what is not given."
-        images = None if images is None else list_images(images)
+        studies = None if images is None else list_studies(images)
         texts = None if text is None else list_texts(text)
-        if images is not None and texts is not None and len(images) != len(texts):
-            raise UserError(f'{len(images)} images and {len(texts)} texts: give one text an image')
-        n = len(texts if images is None else images)
-        codes = [None] * n if images is None else self.encode_images(self.read(images))
+        if studies is not None and texts is not None and len(studies) != len(texts):
+            raise UserError(f'{len(studies)} images and {len(texts)} texts: give one text an image, or put the '
+                            'images of a study into a list of their own')
+        n = len(texts if studies is None else studies)
+        codes = [None] * n if studies is None else self.encode_views(studies)
         text_ids = [None] * n if texts is None else [self.tokenizer.encode(t) for t in texts]
         return [dict(codes=c, text_ids=t) for c, t in zip(codes, text_ids)]
 
     def encode(
         self,
-        image,             # a path or an array
+        image,             # a path or an array; of two images a list
         text: str | None = None,
     ) -> list[int]:
         "Ids of one study; `decode_study` is the inverse."
@@ -1747,7 +1955,7 @@ class ChexmixProcessor(ProcessorMixin):
     def split(
         self,
         ids,  # (T,) of one study, in either order
-    ) -> tuple[list[int], list[int]]:
+    ) -> tuple[list[list[int]], list[int]]:
         "`split_study` of ids. Raises `UserError` for an id outside the vocabulary."
         ids, n_ids = torch.as_tensor(ids).tolist(), self.layout.n_ids
         for i in ids:
@@ -1759,12 +1967,18 @@ class ChexmixProcessor(ProcessorMixin):
     def decode_study(
         self,
         ids,  # (T,) of one study, in either order
-    ) -> dict:  # codes: (k,); image: (H, W), None where codes are missing; text: str
-        "Codes, image and text that ids stand for. Raises `UserError` for an id outside the vocabulary."
-        codes, text_ids = self.split(ids)
-        codes = torch.tensor(codes, dtype=torch.long)
-        image = self.decode_images(codes[None])[0] if len(codes) == self.layout.n_image else None
-        return dict(codes=codes, image=image, text=self.tokenizer.decode(text_ids))
+    ) -> dict:  # codes: (k,); image: (H, W), None where codes are missing; images: all of them; text: str
+        """Codes, images and text that ids stand for; `image` is the first of the images.
+
+        Raises `UserError` for an id outside the vocabulary.
+        """
+        split_codes, text_ids = self.split(ids)
+        all_codes = [torch.tensor(codes, dtype=torch.long) for codes in split_codes]
+        n = self.layout.n_image
+        images = [self.decode_images(codes[None])[0] if len(codes) == n else None for codes in all_codes]
+        codes = torch.cat(all_codes) if all_codes else torch.tensor([], dtype=torch.long)
+        return dict(codes=codes, image=images[0] if images else None, images=images,
+                    text=self.tokenizer.decode(text_ids))
 
     def decode(
         self,
@@ -1819,15 +2033,37 @@ def images_per_pass(
     config: VQConfig,
     device: torch.device,
 ) -> int:
-    "How many images the network takes at a time: its widest map stays below 128 MB, or 2 GB on a GPU."
-    most = 2**25 if device.type == 'cpu' else 2**29  # float32 numbers in the widest map
+    "How many images the network takes at a time: its widest map stays below 128 MB, or half a GB on a GPU."
+    most = 2**25 if device.type == 'cpu' else 2**27  # float32 numbers in the widest map
     return max(1, most // (config.channels * config.image_size**2))
+
+def read_ahead(
+    read: Callable,  # number → anything
+    n: int,          # at least 1
+) -> Iterator:
+    "Yield what `read` returns for 0 … n-1; the next is read while the last is used."
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read, 0)
+        for step in range(n):
+            ready = coming.result()
+            if step + 1 < n: coming = reader.submit(read, step + 1)
+            yield ready
 
 def to_unit_range(
     x: torch.Tensor,  # (B, C, H, W) in about [-1, 1]
 ) -> torch.Tensor:  # (B, H, W) in [0, 1]
     "The network's input or output as radiographs."
     return x.clamp(-1, 1).mean(1) / 2 + .5
+
+def decode_grids(
+    processor: ChexmixProcessor,
+    grids: torch.Tensor,  # (B, h, w) codes, or (B, D, h, w) vectors
+    decode,               # what the image tokenizer does with them
+) -> torch.Tensor:        # (B, H, W) in [0, 1], on the CPU
+    "Images of codes or vectors, as many at a time as the memory holds."
+    device = next(processor.image_tokenizer.parameters()).device
+    parts = grids.split(images_per_pass(processor.image_tokenizer.config, device))
+    return torch.cat([to_unit_range(decode(part.to(device))).cpu() for part in parts])
 
 def list_texts(
     text: str | list[str],
@@ -1863,11 +2099,22 @@ def pad_to(
     values = dict(input_ids=pad, attention_mask=0)
     return BatchFeature({k: torch.nn.functional.pad(batch[k], where, value=v) for k, v in values.items()})
 
+def split_images(
+    ids: list[int],  # of one study, without its text
+    layout: Layout,
+) -> list[list[int]]:
+    "The codes of each image in some ids, without masked ones; of a longer image as many as fit."
+    images = [[]]
+    for i in ids:
+        if i in (layout.image_start, layout.image_end): images.append([])
+        if layout.n_text <= i < layout.mask: images[-1].append(i - layout.n_text)
+    return [codes[:layout.n_image] for codes in images if codes]
+
 def split_study(
     ids: list[int],  # of one study in either order, or a part of it; pads count as nothing
     layout: Layout,
-) -> tuple[list[int], list[int]]:
-    "The image codes in some ids, without masked ones, and the text ids up to the end of the text."
+) -> tuple[list[list[int]], list[int]]:
+    "The codes of each image in some ids, without masked ones, and the text ids up to the end of the text."
     ids = [i for i in ids if i != layout.pad]
     text_starts = [k + 1 for k, i in enumerate(ids) if i == layout.text_start]
     begins_with_text = not ids or ids[0] < layout.n_text and ids[0] != layout.image_start
@@ -1875,6 +2122,10 @@ def split_study(
     else: begin = text_starts[0] if text_starts else len(ids)
     ends = [k for k, i in enumerate(ids) if i in (layout.image_start, layout.text_start) and k >= begin]
     n_decodable = layout.n_decodable or layout.n_text
-    codes = [i - layout.n_text for i in ids if layout.n_text <= i < layout.mask]
-    text = [i for i in ids[begin:ends[0] if ends else None] if i < n_decodable and i != layout.image_end]
-    return codes[:layout.n_image], text
+    end = ends[0] if ends else len(ids)
+    text = [i for i in ids[begin:end] if i < n_decodable and i != layout.image_end]
+    image_part = ids[:begin]
+    if begins_with_text:
+        image_part = ids[end:]
+        if layout.text_start in image_part: image_part = image_part[:image_part.index(layout.text_start)]
+    return split_images(image_part, layout), text
