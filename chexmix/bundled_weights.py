@@ -58,7 +58,7 @@ def training_commands(
     commands = [' '.join([tokenizer, *sets])]
     first = trained.get('first_step', 0)
     if trained['stage'] == 1: trained = trained | dict(steps=first + trained['steps'])  # in one go
-    elif first and trained['start'] != 'stage1':
+    elif first and trained.get('start', 'stage1') != 'stage1':
         commands.append(f'chexmix pretrain --stage 1 --steps {first} --run {run}')
     return [*commands, stage_command(settings, trained, run), f'chexmix evaluate classify --run {run}']
 
@@ -205,7 +205,7 @@ def tell_lineage(
     text = f'They start from `{start}` before its learning rate fell, after {trained["first_step"]} steps'
     if before.get('start'): text += f', the first {before["first_step"]} those of `{before["start"]}`'
     text += f'. The {trained["steps"]} steps that follow have seed {trained["seed"]}'
-    if trained['decay'] == 1: text += ' and a learning rate that falls from the first one on'
+    if trained.get('decay') == 1: text += ' and a learning rate that falls from the first one on'
     return f'{text}; the commands train such a stage 1 in one go. '
 
 # %% ../nbs/inference/bundled_weights.ipynb #f4f44605

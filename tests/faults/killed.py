@@ -86,7 +86,8 @@ def stage_state(folder: Path) -> str:
                        content_hash(folder/'logs'/'killed.csv')])
 
 
-NOT_NEEDED = '.*', 'notebooks', 'figures', 'results', 'quality', 'other', 'grids', 'inpaint_judge', 'classify'
+NOT_NEEDED = ('.*', 'notebooks', 'figures', 'results', 'quality', 'other', 'grids', 'inpaint_judge',
+              'classify', 'benchmark-*')
 
 
 def prepare(run: Path, folder: Path, without: tuple = (), images: int = 0):
