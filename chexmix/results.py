@@ -843,8 +843,8 @@ def compared_systems(
         context, records = read_json(place/'classify.json'), load_records(place)
         if not context['data']['synthetic']: return {}
         for name in ('stage1', 'stage2'):
-            title = f'this run, {system_title(name)}: {training_of(context, name)}'
-            if place == packed: title = f'packed, {system_title(name)}'
+            training = f'this run, {system_title(name)}: {training_of(context, name)}'
+            title = f'packed, {system_title(name)}' if place == packed else training
             systems[title] = records, name
     return systems
 
