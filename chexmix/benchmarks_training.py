@@ -24,9 +24,9 @@ from .model import (
 from .pretrain import (
     AddTargets, Batches, compile_in_place, launch, mask_batch, MaskInputs, Pretraining, StageConfig)
 from .processor import collate
-from chexmix.training_loop import (
-    FitSettings, batch_indices, fit, has_bfloat16, init_distributed, mix_precision, MuonAdamW,
-    parameter_groups)
+from .training_loop import (
+    batch_indices, fit, FitSettings, has_bfloat16, init_distributed, mix_precision,
+    MuonAdamW, parameter_groups)
 
 # %% ../nbs/benchmarks/benchmarks_training.ipynb #13bc0002
 def update(

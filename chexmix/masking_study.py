@@ -43,7 +43,7 @@ from .radiograph import read_images
 from .records import kept_values, paired_record, read_study_values, Record, StudyValues
 from .report import keep_reports, report_studies, write_all_reports
 from .report_text import FINDINGS, PARENTS
-from .retrieve import keep_recall, sample_pool
+from .retrieve import keep_recall, pair_scores, sample_pool
 from .token_store import split_rows
 from .tokenizer import open_studies
 from .training_loop import Callback
@@ -646,7 +646,8 @@ def secondary_values(
     filling = model_filling(model, processor, masked, branch)
     pool = sample_pool(studies, most, 200, larger=())
     kept = keep_reports(branch, written[branch], test) + keep_filling(branch, filling, masked)
-    return kept + [keep_recall(branch, model, pool)]
+    by_likelihood = pair_scores(model, pool, branch)['likelihood']
+    return kept + [keep_recall(branch, by_likelihood, pool)]
 
 # %% ../nbs/compare/masking_study.ipynb #ef312c0d
 def kept_secondary(

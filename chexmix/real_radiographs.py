@@ -39,7 +39,7 @@ from .records import kept_values, paired_record, Record, same_conditions, StudyV
 from .report import (
     affirmed_names, finding_marks, keep_constants, keep_reports, LEADING, text_html, write_reports)
 from .report_text import FINDINGS, resolve_uncertain
-from .retrieve import keep_chance, keep_recall, Pool, sample_pool
+from .retrieve import keep_chance, keep_recall, pair_scores, Pool, sample_pool
 from .token_store import open_store, study_codes, write_token_store
 from .tokenizer import train_processor
 
@@ -374,7 +374,7 @@ def keep_way_images(
     "How one model fills in half of each image, and whether it finds the reports."
     masked, pool = image_tasks(processor, rows)
     filled = keep_filling(name, model_filling(model, processor, masked, name), masked)
-    return [*filled, keep_recall(name, model, pool)]
+    return [*filled, keep_recall(name, pair_scores(model, pool, name)['likelihood'], pool)]
 
 # %% ../nbs/compare/real_radiographs.ipynb #9c350769
 def keep_image_baselines(
