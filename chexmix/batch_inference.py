@@ -537,13 +537,14 @@ def inpaint_job(
 
     Codes are the most likely ones, whatever the picture. Raises `UserError` where the ratio is no share.
     """
-    from chexmix.inpaint import fill_codes
+    from chexmix.inpaint import blend_seams, fill_codes
     if not 0 < ratio <= 1: raise UserError(f'the ratio must lie between 0 and 1, not {ratio}')
 
     def answer(images, paths):
         mask = study_masks([Path(path).name for path in paths], processor.layout.n_image, ratio, seed)
         own = processor.encode_images(images)
         codes, filled = fill_codes(model, processor, own, images, mask, mean=mean)
+        filled = blend_seams(filled, mask)
         return [inpainting_row(filled[k], codes[k], mask[k], places[path]) for k, path in enumerate(paths)]
     return Job('inpainting', model, processor, answer, 1, dict(ratio=ratio, seed=seed, mean=mean))
 

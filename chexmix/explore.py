@@ -18,7 +18,7 @@ from .classify import ask_findings
 from .core import UserError
 from .embeddings import embed
 from .generate import code_distributions, fill_image, generate_reports, report_prompt
-from .inpaint import paste
+from .inpaint import blend_seams, paste
 from .model import bidirectional_mask, ChexmixForCausalLM, evaluating, image_prompt, study_masks
 from .page import data_uri
 from .phantom import make_phantom
@@ -239,7 +239,8 @@ def read_masked(
     "Everything that the explorer shows of a model."
     model, processor = opened.model, opened.processor
     codes, confidence = fill_with_confidence(model, study.codes, mask)
-    filled = paste(processor, codes[None], study.image[None], mask[None])[0]
+    filled = paste(processor, codes[None], study.image[None], mask[None])
+    filled = blend_seams(filled, mask[None])[0]
     query = study_vectors(model, study.codes[None], mask[None])[0]
     return Reading(
         codes, confidence, filled, write_words(opened, study.codes, mask),

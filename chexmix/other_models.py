@@ -30,7 +30,7 @@ from .embeddings import region_means
 from .generate import (
     generate_images, generate_with_transformers, greedy_decode, report_ids)
 from .inpaint import (
-    keep_filling, masked_test_studies, MaskedStudies, mean_records, paste, plot_fillings)
+    keep_blended_too, masked_test_studies, MaskedStudies, mean_records, paste, plot_fillings)
 from .metrics import bootstrap_interval, weighted_mean
 from .model import (
     causal_loss, ChexmixForCausalLM, evaluating, is_text, new_model, study_masks, token_losses)
@@ -661,7 +661,7 @@ def evaluate_fillings(
         'masked autoencoder': mae_filling(mae, masked),
         'text alone': text_filling(folder, settings, processor, masked, text_ids)}
     plt.close(plot_fillings(fillings, masked, 'random', folder/'figures'/'encoders_inpaint.png'))
-    return [kept for name, filling in fillings.items() for kept in keep_filling(name, filling, masked)]
+    return [kept for name, filling in fillings.items() for kept in keep_blended_too(name, filling, masked)]
 
 # %% ../nbs/compare/other_models.ipynb #60b27b1c
 def evaluate_other_models(

@@ -419,12 +419,13 @@ def fill(
     names: list[str],
 ) -> list[Answer]:
     "Answers with pictures: what was masked, and what the model filled in."
-    from chexmix.inpaint import fill_codes
+    from chexmix.inpaint import blend_seams, fill_codes
     from chexmix.plots import cover_cells
     processor, mean = self.opened.processor, self.options.get('mean', False)
     mask = self.masked_cells(names)
     codes = processor.encode_images(pixels)
     codes, filled = fill_codes(self.opened.model, processor, codes, pixels, mask, mean=mean)
+    filled = blend_seams(filled, mask)
     covered = cover_cells(pixels, mask, processor.layout.grid)
     answers = []
     for k, name in enumerate(names):
