@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from .classify import ask_findings, classify
 from .core import read_json, write_json
 from .generate import fill_image
+from .inpaint import blend_seams
 from .model import study_masks
 from .page import Page, Part, write_page
 from .phantom import make_phantom, Phantom
@@ -117,8 +118,9 @@ class Look:
 
     @property
     def filled(self):
-        "The images (N, H, W) with their hidden cells filled in."
-        return torch.where(mask_to_pixels(self.mask, self.images.shape[-1]), self.decoded, self.images)
+        "The images (N, H, W) with their hidden cells filled in, without a seam."
+        inside = mask_to_pixels(self.mask, self.images.shape[-1])
+        return blend_seams(torch.where(inside, self.decoded, self.images), self.mask)
 
 # %% ../nbs/inference/first_look.ipynb #11d8837e
 def take_look(
@@ -187,12 +189,13 @@ def plot_look(
     n = min(n, len(look.studies))
     fig, axes = plt.subplots(n, 4, figsize=(12, 1.9 * n), dpi=100, squeeze=False, layout='constrained',
                              width_ratios=(1, 1, 1, 3.4))
+    filled = look.filled
     for k, row in enumerate(axes):
-        for ax, picture in zip(row, (look.images[k], look.images[k], look.decoded[k])):
+        for ax, picture in zip(row, (look.images[k], look.images[k], filled[k])):
             ax.imshow(picture, cmap='gray', vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
         outline_cells(row[1], look.mask[k].numpy(), look.images.shape[-1])
-    for ax, title in zip(axes[0], ('radiograph', 'half hidden', 'decoded')): ax.set_title(title, fontsize=9)
+    for ax, title in zip(axes[0], ('radiograph', 'half hidden', 'filled in')): ax.set_title(title, fontsize=9)
     fig.draw_without_rendering()  # the layout fixes the width of the texts
     for k, row in enumerate(axes):
         write_lines(row[3], report_text(vars(look.studies[k])), look.reports[k])
@@ -263,7 +266,7 @@ def filling_sentence(look: Look) -> str:
     "The squared error inside the hidden cells, beside that of the mean of what is visible."
     hidden = mask_to_pixels(look.mask, look.images.shape[-1])  # (N, H, W)
     visible = look.images.masked_fill(hidden, torch.nan).nanmean((1, 2), keepdim=True)
-    errors = [((picture - look.images)[hidden]**2).mean() for picture in (look.decoded, visible)]
+    errors = [((picture - look.images)[hidden]**2).mean() for picture in (look.filled, visible)]
     return (f'Hidden halves are filled in with a squared error of {errors[0]:.3g}; '
             f'the mean of what is visible has {errors[1]:.3g}.')
 

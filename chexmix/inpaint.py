@@ -368,7 +368,7 @@ def keep_filling(
     masked: MaskedStudies,
     **detail,       # further fields of the records
 ) -> list[StudyValues]:  # one a mask
-    "What a filling gives for each study inside each mask; its seams are `as decoded` if nothing else is said."
+    "What a filling gives for each study inside each mask; its seams are as decoded if nothing else is said."
     all_kept, detail = [], dict(seams=DECODED) | detail
     for (kind, ratio), (codes, images) in filling.items():
         values = filling_values(codes, images, masked, masked.masks[kind, ratio])
@@ -661,7 +661,7 @@ def images_to_classify(
     masked: MaskedStudies,
     key: tuple,    # kind and ratio of the masks
 ) -> dict:         # name → (N, H, W) in [0, 1]
-    "The originals, the fillings of models and references, and the models' posterior means."
+    "The originals, the fillings of models and references, the models' posterior means; all blended, too."
     fillings = all_fillings(loaded, processor, masked)
     images = {'original': masked.images} | {name: filling[key][1] for name, filling in fillings.items()}
     for name, (model, own) in loaded.items():
@@ -669,7 +669,8 @@ def images_to_classify(
         for reading in readings(model):
             mean = posterior_mean(*parts, masked.masks[key], reading, codes)
             images[f'{name}, posterior mean, {reading}'] = mean
-    return images
+    fillings = list(images.items())[1:]
+    return images | {f'{name}, blended': blend_seams(own, masked.masks[key]) for name, own in fillings}
 
 # %% ../nbs/07_inpaint.ipynb #07a0d002
 def evaluate_findings(

@@ -152,7 +152,7 @@ def select(
     metric: str,
     **detail,  # columns that must hold these values, see `fits`
 ) -> pd.DataFrame:
-    """Records of one measurement, one row a model; none where no model has the requested `estimate` or `seams`.
+    """Records of one measurement, one row a model; none where none has the requested `estimate` or `seams`.
 
     Where a layer was chosen on validation it is that layer, and beside a stage its layer 0.
     """

@@ -5,10 +5,11 @@ import torch
 
 from chexmix.core import UserError
 from chexmix.inpaint import (
-    get_classifier_steps, hide_pixels, keep_filling, keep_findings, masked_test_studies, mean_filling,
-    mean_records, model_filling, score_findings)
+    blend_seams, get_classifier_steps, hide_pixels, keep_blended_too, keep_filling, keep_findings,
+    masked_test_studies, mean_filling, mean_records, model_filling, score_findings)
 from chexmix.finding_classifier import FindingsCNN
 from chexmix.metrics import paired_interval
+from chexmix.model import study_masks
 from chexmix.plots import mask_to_pixels
 from chexmix.pretrain import load_model
 from chexmix.records import mean_statistic, paired_records
@@ -47,6 +48,43 @@ def test_squared_error_and_psnr_agree_study_by_study(masked):
         np.testing.assert_allclose(kept.values['PSNR'], -10 * np.log10(kept.values['MSE']), rtol=1e-4)
         metrics = [r.metric for r in mean_records(kept)]
         assert metrics == ['MSE', 'PSNR', 'SSIM'] and mean_statistic(kept, 'token accuracy') is None
+
+
+@pytest.mark.parametrize('ratio', [.25, .5, .9])
+def test_blending_adds_the_surface_that_minimises_the_steps(ratio):
+    "The gradient of what is minimised is 0: at every filled pixel the steps to its neighbours sum up to 0."
+    mask = study_masks(['a'], 16, ratio)
+    x = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(0)) / 4 + .375
+    filled = mask_to_pixels(mask, 32)[0].numpy()
+    added = (blend_seams(x, mask) - x)[0].double().numpy()
+    assert (added[~filled] == 0).all()
+    target = np.where(filled, added, np.nan)
+    for row, column in zip(*np.nonzero(filled)):
+        near = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+        near = [place for place in near if min(place) >= 0 and max(place) < 32]
+        wanted = [target[q] if filled[q] else float(x[0][q] - x[0, row, column]) for q in near]
+        assert len(near) * added[row, column] == pytest.approx(sum(wanted), abs=1e-5)
+
+
+def test_blending_reads_visible_pixels_and_keeps_them(loaded, masked):
+    "Another brightness of the filled cells changes nothing, where every filled cell meets visible ones."
+    mask = masked.masks['random', .5]
+    size = masked.images.shape[-1]
+    inside = mask_to_pixels(mask, size)
+    images = masked.images / 2 + .25
+    brighter = torch.where(inside, images + .1, images)
+    blended, of_brighter = blend_seams(images, mask), blend_seams(brighter, mask)
+    torch.testing.assert_close(blended, of_brighter)
+    assert torch.equal(blended[~inside], images[~inside])
+    nothing = torch.zeros_like(mask)
+    assert torch.equal(blend_seams(images, nothing), images)
+    assert torch.equal(blend_seams(images, ~nothing), images)
+
+
+def test_every_filling_is_measured_with_seams_and_without(masked):
+    kept = keep_blended_too('mean fill', mean_filling(masked), masked)
+    assert [own.detail['seams'] for own in kept] == ['as decoded', 'as decoded', 'blended', 'blended']
+    assert kept[2].values['MSE'].mean() < kept[0].values['MSE'].mean()
 
 
 def test_models_are_compared_on_the_same_masks(loaded, masked):
