@@ -244,11 +244,11 @@ def show_records(
     records: list,       # of `Record`
     metrics: list[str],  # those to print
 ):
-    "Print records as a table."
+    "Print records as a table, without paired differences."
     import pandas as pd
     rows = []
     for r in records:
-        if r.metric not in metrics: continue
+        if r.metric not in metrics or r.task == 'paired': continue
         detail = {name: value for name, value in r.detail.items() if not isinstance(value, (list, dict))}
         interval = dict(value=r.value, low=r.low, high=r.high)
         rows.append(dict(model=r.model, metric=r.metric, **detail, **interval, n=r.n))

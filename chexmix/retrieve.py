@@ -11,8 +11,8 @@ __all__ = ['KS', 'DIRECTIONS', 'EMBEDDINGS', 'RECALLS', 'BLOCK', 'same_text', 'A
            'reference_scores', 'retrieval_scores', 'matrix_records', 'score_retrieve', 'ranked_answers', 'best_answers',
            'describe_studies', 'studies_in', 'describe_example', 'retrieval_examples', 'shared_findings',
            'report_lines', 'plot_retrieved_reports', 'plot_image_row', 'plot_retrieved_images', 'save_examples',
-           'save_pool', 'kept_recalls', 'score_all', 'evaluate_retrieve', 'alignment_studies', 'best_studies',
-           'retrieve_reports', 'retrieve_images']
+           'save_pool', 'paired_recalls', 'evaluate_retrieve', 'alignment_studies', 'best_studies', 'retrieve_reports',
+           'retrieve_images']
 
 # %% ../nbs/09_retrieve.ipynb #7d0960d5
 import math
@@ -587,27 +587,16 @@ def save_pool(folder: Path, pool: Pool):
     write_json(folder/'results'/'retrieve_pool.json', ids)
 
 # %% ../nbs/09_retrieve.ipynb #82feb826
-def kept_recalls(
-    found: dict,  # name → scores and layers, as of `retrieval_scores`
+def paired_recalls(
+    by_likelihood: dict,  # system → (pairs, pairs) image × report
     pool: Pool,
-) -> list[StudyValues]:
-    "What each system finds by likelihood, for each query; then chance."
-    kept = [keep_recall(name, scores['likelihood'], pool) for name, (scores, _) in found.items()]
-    return kept + [keep_chance(pool)]
-
-# %% ../nbs/09_retrieve.ipynb #fdfdae19
-def score_all(
-    found: dict,   # name → scores and layers, as of `retrieval_scores`
-    pool: Pool,
-    models,        # of these names, those that are compared with all others
-    seed: int = 0, # of the bootstrap
-) -> list[Record]:
-    "Records of each system and of chance; and of each model minus each other system, in pairs."
-    records = []
-    for name, (scores, layers) in found.items(): records += matrix_records(name, scores, layers, pool, seed)
-    records += chance_records(pool, seed)
-    if pool.pairs <= KS[-1]: return records
-    return records + paired_records(kept_recalls(found, pool), list(models), RECALLS, mean_statistic, seed)
+    models,               # of the systems, those that are compared with all others
+    seed: int = 0,        # of the bootstrap
+) -> tuple[list[StudyValues], list[Record]]:  # of each system and of chance; differences
+    "What each system finds for each query; each model minus each other system, in pairs."
+    kept = [keep_recall(name, scores, pool) for name, scores in by_likelihood.items()] + [keep_chance(pool)]
+    if pool.pairs <= KS[-1]: return kept, []
+    return kept, paired_records(kept, list(models), RECALLS, mean_statistic, seed)
 
 # %% ../nbs/09_retrieve.ipynb #fdd692c7
 def evaluate_retrieve(
@@ -625,14 +614,18 @@ def evaluate_retrieve(
     loaded = {name: load_model(folder, name, **loading) for name in models}
     store, info = open_studies(folder, data)
     print_first_image(store, 'retrieval by embedding')
-    studies = sample_pool(store, pool, pairs, most, larger)
-    found = {name: retrieval_scores(model, studies, name) for name, (model, _) in loaded.items()}
-    name, processor = models[-1], loaded[models[-1]][1]
-    save_examples(folder, found[name][0], studies, name, processor.image_size)
-    for reference, scores in reference_scores(folder, processor, studies).items():
-        found[reference] = {'likelihood': scores}, {}
-    records = score_all(found, studies, models, seed)
-    save_study_values(folder, 'retrieve', kept_recalls(found, studies))
+    studies, records, by_likelihood = sample_pool(store, pool, pairs, most, larger), [], {}
+    for name, (model, processor) in loaded.items():
+        scores, layers = retrieval_scores(model, studies, name)
+        records += matrix_records(name, scores, layers, studies, seed)
+        by_likelihood[name] = scores['likelihood']
+    save_examples(folder, scores, studies, name, processor.image_size)
+    for name, matrix in reference_scores(folder, processor, studies).items():
+        records += matrix_records(name, dict(likelihood=matrix), {}, studies, seed)
+        by_likelihood[name] = matrix
+    kept, differences = paired_recalls(by_likelihood, studies, models, seed)
+    save_study_values(folder, 'retrieve', kept)
+    records += chance_records(studies, seed) + differences
     weights = {name: content_hash(folder/name/'model.safetensors') for name in models}
     dtype = dtype_of(*(model for model, _ in loaded.values()))
     command = papermill_command(
