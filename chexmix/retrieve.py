@@ -25,11 +25,11 @@ from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 from .classify import cohort
-from .core import open_run, progress, rng, UserError, write_json
+from .core import progress, rng, UserError, write_json
 from .embeddings import embed, embed_texts, unique_texts
 from .finding_classifier import finding_logits, FindingsCNN
 from .generate import score_texts, text_log_likelihood
-from .inpaint import get_classifier_steps, learn_findings
+from .inpaint import learn_findings
 from .metrics import (
     bootstrap_interval, chance_median, chance_recall, hit_ranks, weighted_mean, weighted_median)
 from .model import ChexmixForCausalLM
@@ -38,8 +38,8 @@ from .pretrain import dtype_of, load_model
 from .processor import Processor
 from .radiograph import read_images
 from .records import (
-    content_hash, mean_statistic, paired_records, papermill_command, Record, save_records,
-    save_study_values, StudyValues)
+    content_hash, mean_statistic, paired_records, papermill_command, read_records, Record,
+    save_records, save_study_values, StudyValues)
 from .report import affirmed_names
 from .token_store import print_first_image, split_rows, study_codes
 from .tokenizer import open_studies
@@ -382,14 +382,16 @@ def classifier_scores(
 
 # %% ../nbs/09_retrieve.ipynb #a0171eea
 def reference_scores(
-    folder: Path,  # of the run; without a `finding_classifier/` that reference is left out
+    folder: Path,  # of the run; where `07_inpaint` has made no classifier, that reference is left out
     processor: Processor,
     pool: Pool,
 ) -> dict:  # name → (pairs, pairs) image × report
     "Score of the pairs by each reference that reads findings alone."
     scores = {'true labels': known_label_scores(affirmed_labels(compared_studies(pool)[0]))}
-    if (folder/'finding_classifier').exists():
-        classifier = learn_findings(folder, processor, get_classifier_steps(open_run(folder)[1].preset))
+    measured = folder/'results'/'inpaint_findings.json'  # tells how the classifier was made
+    if measured.exists() and (folder/'finding_classifier').exists():
+        about = read_records(measured)[0]
+        classifier = learn_findings(folder, processor, about.detail['steps'], about.seed)
         scores['finding classifier'] = classifier_scores(classifier, pool, processor.image_size)
     return scores
 
