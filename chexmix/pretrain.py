@@ -221,9 +221,11 @@ def plan_stage(
     if name in ('.', '..') or name != Path(name.strip()).name:
         raise UserError(f'{name!r} is no name of a stage: name a folder of the run, without a path')
     target = folder/(name or f'stage{stage}')
+    # listed before settings are looked for, which another process may be writing
+    there = [path for path in target.glob('*') if not path.name.startswith('.')]
     settings_file = target/'settings.json'
-    is_stage = not target.exists() or settings_file.exists() and 'stage' in read_json(settings_file)
-    if target.is_file() or not is_stage and any(not path.name.startswith('.') for path in target.iterdir()):
+    is_stage = settings_file.exists() and 'stage' in read_json(settings_file)
+    if target.is_file() or there and not is_stage:
         raise UserError(f'{target} is no stage and would be written over: give the stage another name')
     return options, stage_config
 
