@@ -10,6 +10,7 @@ __all__ = ['cell_colors', 'plot_codes', 'plot_sequence', 'plot_method', 'Look', 
 # %% ../nbs/inference/first_look.ipynb #cee71a95
 import textwrap
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
@@ -116,7 +117,7 @@ class Look:
     probed: pd.DataFrame    # (N, F) probabilities from a probe of its embeddings; empty: no probe
     nearest: list[str]      # N, the best of the packed reports; empty for other weights
 
-    @property
+    @cached_property
     def filled(self):
         "The images (N, H, W) with their hidden cells filled in, without a seam."
         inside = mask_to_pixels(self.mask, self.images.shape[-1])
@@ -189,9 +190,8 @@ def plot_look(
     n = min(n, len(look.studies))
     fig, axes = plt.subplots(n, 4, figsize=(12, 1.9 * n), dpi=100, squeeze=False, layout='constrained',
                              width_ratios=(1, 1, 1, 3.4))
-    filled = look.filled
     for k, row in enumerate(axes):
-        for ax, picture in zip(row, (look.images[k], look.images[k], filled[k])):
+        for ax, picture in zip(row, (look.images[k], look.images[k], look.filled[k])):
             ax.imshow(picture, cmap='gray', vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
         outline_cells(row[1], look.mask[k].numpy(), look.images.shape[-1])

@@ -222,10 +222,10 @@ def plan_stage(
         raise UserError(f'{name!r} is no name of a stage: name a folder of the run, without a path')
     target = folder/(name or f'stage{stage}')
     # listed before settings are looked for, which another process may be writing
-    there = [path for path in target.glob('*') if not path.name.startswith('.')]
+    files = [path for path in target.glob('*') if not path.name.startswith('.')]
     settings_file = target/'settings.json'
     is_stage = settings_file.exists() and 'stage' in read_json(settings_file)
-    if target.is_file() or there and not is_stage:
+    if target.is_file() or files and not is_stage:
         raise UserError(f'{target} is no stage and would be written over: give the stage another name')
     return options, stage_config
 
