@@ -242,7 +242,7 @@ def decoding_turn(
     with evaluating(model): output = model.model(ids, past_key_values=cache, use_cache=True)
     state = output.last_hidden_state[:, -1]
     start = time.process_time()
-    found = greedy_decode(model, state, cache, every_id, [layout.text_start], new, new)
+    found = greedy_decode(model, (state, cache), every_id, [layout.text_start], new, new)
     return time.process_time() - start, found
 
 # %% ../nbs/benchmarks/benchmarks_tokens.ipynb #7c379be0

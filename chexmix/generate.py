@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AllowedIds', 'report_ids', 'PreallocatedLayer', 'preallocated_cache', 'last_position_only', 'prompts_at_once',
-           'prefill', 'head_rows', 'next_state', 'FixedStep', 'can_be_fixed', 'greedy_decode',
+           'prefill', 'head_rows', 'next_state', 'FixedStep', 'can_be_fixed', 'mean_over_views', 'greedy_decode',
            'generate_with_transformers', 'report_prompt', 'room_for_text', 'until_closing', 'generate_in_batch',
            'equally_long', 'generate_reports', 'sample_index', 'choose_codes', 'guess_codes', 'n_still_masked',
            'least_certain', 'fill_in_rounds', 'fill_left_to_right', 'code_positions', 'fill_image',
@@ -235,18 +235,29 @@ def can_be_fixed(model: PhiForCausalLM, cache: Cache) -> bool:
     return is_ours and model.device.type == 'cuda' and model.config._attn_implementation == 'sdpa'
 
 # %% ../nbs/model/generate.ipynb #3a819694
+def mean_over_views(
+    logits: torch.Tensor,  # (views·B, K), all rows of a view together; others may follow
+    views: int,
+    n: int,                # B
+) -> torch.Tensor:         # (B, K), and the others
+    "What several views of the same images say together: the geometric mean of their probabilities."
+    if views == 1: return logits
+    return torch.cat([logits[:views * n].view(views, n, -1).mean(0), logits[views * n:]])
+
+# %% ../nbs/model/generate.ipynb #f9ed16b0
 def greedy_decode(
     model: PhiForCausalLM,
-    state: torch.Tensor,    # (B, D) after the prompts; with guidance, the second half has no image
-    cache: Cache,           # their keys and values, from `prefill`
+    prompts: tuple[torch.Tensor, Cache],  # (views·B, D) and the keys and values, from `prefill`
     allowed: torch.Tensor,  # (V,) bool, what may be chosen
     closing: list[int],     # ids that end a row
     most: int,              # new ids
     least: int = 0,         # new ids before a row can end
-    guidance: float = 1.,   # see `apply_guidance`
-) -> torch.Tensor:  # (B, new ids), or half of the rows; pads after a closing id
+    guidance: float = 1.,   # see `apply_guidance`; if not 1, the last B prompts have no image
+    views: int = 1,         # of each image; the prompts of one view stand together
+) -> torch.Tensor:  # (B, new ids); pads after a closing id
     "The likeliest allowed ids, one after the other, until every row has ended."
-    copies, pad = 1 if guidance == 1 else 2, model.config.layout.pad
+    state, cache = prompts
+    copies, pad = views + (guidance != 1), model.config.layout.pad
     weight, bias, forbidden = head_rows(model, allowed)
     closing = torch.tensor(closing, device=state.device)
     forbidden_at_first = forbidden.index_fill(0, closing, True)
@@ -256,7 +267,7 @@ def greedy_decode(
     with evaluating(model):
         while len(new) < most and not closed.all():
             if new: state = step(new[-1].repeat(copies, 1))
-            logits = F.linear(state, weight, bias)  # (B, K)
+            logits = mean_over_views(F.linear(state, weight, bias), views, len(closed))
             forbidden_now = forbidden_at_first if len(new) < least else forbidden
             logits = guided_logits(logits, forbidden_now, guidance)
             new.append(logits.argmax(1, keepdim=True).masked_fill(closed, pad))
@@ -313,7 +324,7 @@ def until_closing(row: list[int], closing: list[int]) -> list[int]:
 # %% ../nbs/model/generate.ipynb #5a7fc558
 def generate_in_batch(
     model: PhiForCausalLM,
-    codes: torch.Tensor,        # (B, k·n) of studies with as many images
+    codes: torch.Tensor,        # (B, k·n) of studies with as many images; of several views (B, views, k·n)
     mask: torch.Tensor | None,  # (B, k·n) bool, True = masked
     most: int,                  # new ids; the context may leave fewer
     least: int,                 # new ids before a report can end
@@ -321,6 +332,8 @@ def generate_in_batch(
     **generate_kwargs,          # to transformers' `generate`
 ) -> list[list[int]]:
     "Reports of studies whose prompts are equally long, as `generate_reports`."
+    views = codes.shape[1] if codes.dim() == 3 else 1
+    if views > 1: codes = codes.transpose(0, 1).flatten(0, 1)  # (views·B, k·n)
     ids = report_prompt(model, codes, mask)
     closing, allowed = report_ids(model.config.layout)
     most = min(most, room_for_text(model, ids.shape[1]))
@@ -328,10 +341,10 @@ def generate_in_batch(
     if generate_kwargs: new = generate_with_transformers(model, ids, most, least, **generate_kwargs)
     else:
         if guidance != 1:  # the same prompts again, without the image
-            everything = torch.ones_like(codes, dtype=torch.bool)
-            ids = torch.cat([ids, report_prompt(model, codes, everything)])
-        state, cache = prefill(model, ids, most)
-        new = greedy_decode(model, state, cache, allowed, closing, most, least, guidance)
+            unseen = codes[:len(codes) // views]
+            ids = torch.cat([ids, report_prompt(model, unseen, torch.ones_like(unseen, dtype=torch.bool))])
+        new = greedy_decode(
+            model, prefill(model, ids, most), allowed, closing, most, least, guidance, views)
     return [until_closing(row, closing) for row in new.tolist()]
 
 # %% ../nbs/model/generate.ipynb #fc12173c
@@ -339,18 +352,18 @@ def equally_long(
     codes: torch.Tensor,               # (B, k·n); -1 where a study has fewer images than k
     mask: torch.Tensor | None = None,  # (B, k·n) bool
 ) -> list[tuple]:  # of (b,) rows, their codes (b, m), their mask (b, m)
-    "Studies by the number of their images, without the -1."
-    n_codes, parts = (codes >= 0).sum(1), []
+    "Studies by the number of their images, without the -1; `codes` may be of several views (B, views, k·n)."
+    n_codes, parts = (codes.reshape(len(codes), -1, codes.shape[-1])[:, 0] >= 0).sum(1), []
     for length in n_codes.unique().tolist():
         rows = (n_codes == length).nonzero()[:, 0]
-        parts.append((rows, codes[rows, :length], None if mask is None else mask[rows, :length]))
+        parts.append((rows, codes[rows, ..., :length], None if mask is None else mask[rows, :length]))
     return parts
 
 # %% ../nbs/model/generate.ipynb #cc18c56e
 def generate_reports(
     model: PhiForCausalLM,
-    codes: torch.Tensor,               # (B, n) image codes; of two images (B, 2n), -1 where there is one
-    mask: torch.Tensor | None = None,  # (B, n) bool, True = masked
+    codes: torch.Tensor,  # (B, n); of two images (B, 2n), -1 where there is one; of views (B, views, n)
+    mask: torch.Tensor | None = None,  # (B, n) bool, True = masked; not with several views
     max_new_tokens: int = 200,         # the context may leave fewer
     min_new_tokens: int = 5,           # before which a report cannot end
     guidance: float | None = None,     # see `apply_guidance`; None = as configured
@@ -358,11 +371,15 @@ def generate_reports(
 ) -> list[list[int]]:
     """A report for each study as text ids, without the closing id.
 
-    Greedy, unless options of transformers' `generate` are given.
-    Raises `UserError` where the context leaves no room, or for a guidance below 0."""
+    Greedy, unless options of transformers' `generate` are given. Of several views, each word is the
+    one that they find likeliest together.
+    Raises `UserError` where the context leaves no room, for a guidance below 0,
+    or where several views are masked or sampled from."""
     if guidance is None: guidance = getattr(model.config, 'guidance', 1.)
     if not 0 <= guidance < math.inf:
         raise UserError(f'guidance must be 0 or more and finite, not {guidance}')
+    if codes.dim() == 3 and (mask is not None or generate_kwargs):
+        raise UserError('several views are of whole images, and read greedily: mask nothing, and sample nothing')
     copies = generate_kwargs.get('num_return_sequences', 1)
     reports = [None] * (copies * len(codes))
     for rows, own_codes, own_mask in equally_long(codes, mask):

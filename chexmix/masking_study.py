@@ -301,7 +301,7 @@ def ask_branch(
             parts = (readings[split][reading] for split in ('valid', 'test'))
             valid, test = (likelihood_in_parts(model, processor, masked, *part, title) for part in parts)
             questions = replace(masked, log_prior=log_mean_over_images(valid))
-            valid, test = (questions.log_odds(likely)[:, findings] for likely in (valid, test))
+            valid, test = (questions.against_denials(likely)[:, findings] for likely in (valid, test))
             score = valid_auroc(groups['valid'], valid, findings)
             detail = dict(by=by, ratio=ratio, reading=reading, valid=score)
             kept.append(study_scores(branch, groups['test'], test, findings, **detail))

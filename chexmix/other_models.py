@@ -418,8 +418,8 @@ def fusion_reports(
         embeds = torch.cat([embeds, fusion_inputs(model, images, torch.ones_like(mask), mean_image)])
     with evaluating(model):
         out = model.lm.model(inputs_embeds=embeds, use_cache=True)
-        ids = greedy_decode(model.lm, out.last_hidden_state[:, -1], out.past_key_values, allowed, closing,
-                            longest, guidance=guidance)
+        prompts = out.last_hidden_state[:, -1], out.past_key_values
+        ids = greedy_decode(model.lm, prompts, allowed, closing, longest, guidance=guidance)
     return [decode_text(processor, row) for row in ids.tolist()]
 
 # %% ../nbs/compare/other_models.ipynb #2da2a0be

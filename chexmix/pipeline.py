@@ -474,6 +474,7 @@ TASKS = ('report', 'embed', 'inpaint', 'retrieve')
 TASK_OPTIONS = dict(
     new=200,        # report: ids at most
     guidance=None,  # report, see `generate_reports`
+    views=1,        # report: of each image, see `encode_views`
     layers=None,    # embed; None = all
     texts=None,     # retrieve, see `candidates`
     k=5,            # retrieve: answers
@@ -489,7 +490,7 @@ def task_job(
 ) -> Job | None:
     "The job of a task; None for inpainting."
     parts = opened.model, opened.processor
-    if task == 'report': return report_job(*parts, options['new'], options['guidance'])
+    if task == 'report': return report_job(*parts, options['new'], options['guidance'], options['views'])
     if task == 'embed': return embed_job(*parts, options['layers'])
     if task == 'inpaint': return None
     texts, alignment = candidates(opened, options['texts'])

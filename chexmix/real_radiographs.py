@@ -307,7 +307,7 @@ def ask_way(
     questions = new_questions(model, processor, statements)
     likely = {split: cohort_log_likelihood(model, processor, questions, c, 0) for split, c in groups.items()}
     questions = replace(questions, log_prior=log_mean_over_images(likely['valid']))
-    scores, test = questions.log_odds(likely['test']), groups['test']
+    scores, test = questions.against_denials(likely['test']), groups['test']
     counted = evaluable(test.labels, least) & np.isfinite(scores).all(0)
     values = dict(labels=test.labels[:, counted], scores=scores[:, counted])
     findings = [FINDINGS[k] for k in np.flatnonzero(counted)]

@@ -449,8 +449,7 @@ def official_reports(
     ids = report_prompt(model, codes)
     most = min(most, report_room(model, ids))
     every_id = torch.ones(layout.n_ids, dtype=torch.bool)
-    state, cache = prefill(model, ids, most)
-    new = greedy_decode(model, state, cache, every_id, [layout.text_start], most, least)
+    new = greedy_decode(model, prefill(model, ids, most), every_id, [layout.text_start], most, least)
     ends = (layout.text_start, layout.image_start, layout.pad)
     return [cut_at_end(row, ends) for row in new.tolist()]
 
@@ -617,8 +616,8 @@ def decode_seconds(model: PhiForCausalLM, ids: torch.Tensor, new: int) -> float:
     "How long `new` greedy ids behind the prompts (B, T) take; reading the prompts is not counted."
     layout = model.config.layout
     every_id = torch.ones(layout.n_ids, dtype=torch.bool)
-    state, cache = prefill(model, ids, new)
-    def decode(): return greedy_decode(model, state, cache, every_id, [layout.text_start], new, new)
+    prompts = prefill(model, ids, new)
+    def decode(): return greedy_decode(model, prompts, every_id, [layout.text_start], new, new)
     return timed(decode)[0]
 
 # %% ../nbs/12_released.ipynb #ef118c8a

@@ -93,7 +93,7 @@ def report_rows() -> list[tuple]:  # as those of `headline_rows`
 LIKELY = dict(mask_kind='random', hidden='codes', estimate='most likely codes', seams=DECODED)
 HALF = dict(ratio=.5, **LIKELY)  # half of the codes masked at random
 HALF_BLENDED = HALF | dict(seams=BLENDED)
-ASKED = dict(by='asked, prior of other images')  # the model's own answers, without labels
+ASKED = dict(by='asked')  # the model's own answers, without labels
 CEILINGS = 'true codes', 'true labels'  # references that know the answer, or a part of it; no systems
 
 def headline_rows() -> list[tuple]:  # task, metric, values that `detail` must have, name of the row

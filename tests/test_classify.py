@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np, pandas as pd, pytest, torch
 
 from chexmix.classify import (
-    ask_at_ratios, ask_findings, choose_statements, Cohort, evaluate_ask, evaluate_classify,
-    load_questions, new_questions, section_order, statement_log_likelihood, statement_roles)
+    ask_at_ratios, ask_findings, ASKING, choose_statements, Cohort, evaluate_ask, evaluate_classify,
+    load_questions, new_questions, Questions, section_order, statement_log_likelihood, statement_roles)
 from chexmix.cli import main
 from chexmix.core import rng, UserError
 from chexmix.metrics import weighted_auroc
@@ -87,13 +87,32 @@ def test_masked_codes_cannot_matter(parts):
 
 
 def test_a_common_wording_is_no_evidence(parts):
-    "A statement that is likelier after every image changes neither log-odds nor order: its prior cancels it."
+    "A statement that is likelier after every image changes no lift and no log-odds: its prior cancels it."
     model, processor = parts
     questions = new_questions(model, processor, STATEMENTS)
     log_likelihood = np.random.default_rng(0).normal(size=(5, 4))
     shift = np.array([3., 0, -2, 1])
-    shifted = replace(questions, log_prior=questions.log_prior + shift).log_odds(log_likelihood + shift)
-    assert np.allclose(shifted, questions.log_odds(log_likelihood), equal_nan=True)
+    shifted = replace(questions, log_prior=questions.log_prior + shift)
+    for score in (Questions.log_lift, Questions.against_denials):
+        same = score(shifted, log_likelihood + shift), score(questions, log_likelihood)
+        assert np.allclose(*same, equal_nan=True)
+
+
+def test_what_an_image_says_of_another_finding_is_no_evidence():
+    "Normal is out of the question: a finding that nothing speaks for gains by that against denials alone."
+    rows = [('Edema', True, 'impression', 'Edema.'), ('Pneumothorax', True, 'impression', 'Pneumothorax.'),
+            ('No Finding', True, 'impression', 'The chest is normal.')]
+    prior = np.log([.2, .2, .6])
+    questions = Questions(pd.DataFrame(rows, columns=STATEMENTS.columns), prior)
+    likely, pneumothorax = np.log([[.7, .2, .1]]), FINDINGS.index('Pneumothorax')
+    assert questions.against_denials(likely)[0, pneumothorax] > 1.7
+    assert abs(questions.against_all(likely)[0, pneumothorax]) < 1e-9
+
+
+def test_an_image_that_says_nothing_scores_zero():
+    questions = Questions(STATEMENTS, np.log([.1, .4, .2, .3]))
+    for score in (Questions.against_all, Questions.against_denials):
+        assert np.allclose(np.nan_to_num(score(questions, questions.log_prior[None])), 0)
 
 
 def test_test_studies_and_labels_stay_outside(parts):
@@ -107,11 +126,11 @@ def test_test_studies_and_labels_stay_outside(parts):
         return ask_at_ratios('x', model, processor, STATEMENTS, groups, [.5], lambda mask: {})[1][.5]
 
     first, other_test, other_labels = ask(valid, 1), ask(valid, 2), ask(relabelled, 1)
-    for prior, questions in first.questions.items():
-        kept = other_test.questions[prior]
+    for way, questions in first.questions.items():
+        kept = other_test.questions[way]
         assert np.array_equal(questions.log_prior, kept.log_prior) and questions.slope == kept.slope
         assert np.array_equal(questions.bias, kept.bias)
-        pair = first.log_odds[prior], other_labels.log_odds[prior]
+        pair = first.scores[way], other_labels.scores[way]
         assert np.array_equal(*pair, equal_nan=True)
 
 
@@ -166,11 +185,12 @@ def test_the_section_with_which_a_model_begins(tiny_run, first):
     assert section_order(model, processor)[0] == first
 
 
-def test_questions_of_an_older_version(tmp_path):
-    "They named one section for all statements: one line says how to prepare them again."
+@pytest.mark.parametrize('older', ['"section": "findings", ', ''])
+def test_questions_of_an_older_version(tmp_path, older):
+    "They named one section, or were calibrated against denials: one line says how to prepare them again."
     path = tmp_path/'classify'/'stage2_questions.json'
     path.parent.mkdir()
-    path.write_text('{"section": "findings", "statements": {}, "log_prior": [], "bias": null}')
+    path.write_text(f'{{{older}"statements": {{}}, "log_prior": [], "bias": null}}')
     with pytest.raises(UserError, match='stage2_questions.json.*evaluate ask'): load_questions(tmp_path)
 
 
@@ -196,7 +216,7 @@ def test_evaluated_then_asked_by_command(run, tiny_run, capsys):
     records = evaluate_ask(run, ['stage2'], most=16, ratios=(0, .5), wordings=3, samples=2)
     assert {r.detail['ratio'] for r in records} == {0, .5} and {r.task for r in records} == {'ask'}
     ways = {r.detail['by'] for r in records}
-    assert ways == {'asked, prior of other images', 'asked, prior of masked image', '2 sampled reports'}
+    assert ways == {*ASKING, '2 sampled reports'}
     image = next((tiny_run/'phantoms').rglob('*.png'))
     assert main(['classify', '--ask', str(image), '--run', str(run)]) == 0
     printed = capsys.readouterr().out

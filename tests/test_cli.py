@@ -210,6 +210,8 @@ MISTAKES = {
     'fewer than no images at once': ('report {images}/a.png --batch -1 --run {run}', '--batch'),
     'device without values': ('report {images}/a.png --device meta --run {run}', 'meta'),
     'guidance that is no number': ('report {images}/a.png --guidance nan --run {run}', 'guidance'),
+    'more views than there are': ('report {images}/a.png --views 6 --run {run}', '--views'),
+    'views for a probe': ('classify {images}/a.png --views 3 --run {run}', '--ask'),
     'unknown stage': ('pretrain --stage 3 --run {run}', '3'),
     'ratio above one': ('inpaint --ratio 1.5 --run {run} {images}/a.png', '1.5'),
     'no such run': ('report {images}/a.png --run {tmp}/none', 'none'),
