@@ -704,7 +704,7 @@ def probabilities(
     self: Questions,
     scores: np.ndarray,  # (N, 14) of `against_all` or `against_denials`
 ) -> np.ndarray:         # (N, 14)
-    "Scores as probabilities: calibrated, or as if they were log-odds of findings that half of the patients have."
+    "Scores as probabilities: calibrated, or as log-odds of findings that half of the patients have."
     return expit(self.slope * scores + (0 if self.bias is None else self.bias))
 
 # %% ../nbs/06_classify.ipynb #cb2cc3c8

@@ -379,7 +379,8 @@ def generate_reports(
     if not 0 <= guidance < math.inf:
         raise UserError(f'guidance must be 0 or more and finite, not {guidance}')
     if codes.dim() == 3 and (mask is not None or generate_kwargs):
-        raise UserError('several views are of whole images, and read greedily: mask nothing, and sample nothing')
+        raise UserError('several views are of whole images, and read greedily: give one view, '
+                        'or no mask and no options of `generate`')
     copies = generate_kwargs.get('num_return_sequences', 1)
     reports = [None] * (copies * len(codes))
     for rows, own_codes, own_mask in equally_long(codes, mask):

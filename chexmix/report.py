@@ -70,7 +70,7 @@ def report_studies(
 def write_reports(
     model: ChexmixForCausalLM,
     processor: Processor,
-    codes: torch.Tensor,               # (B, n), of two images (B, 2n), of views (B, views, n): `generate_reports`
+    codes: torch.Tensor,               # (B, n), or as `generate_reports` takes them
     mask: torch.Tensor | None = None,  # (B, n) bool, True = masked
     batch: int = 128,                  # images at once, each view for one
     longest: int = 200,                # text ids; the context may leave fewer
@@ -79,8 +79,9 @@ def write_reports(
 ) -> list[str]:
     "A report for each row of codes."
     if codes.dim() == 3: batch = max(1, batch // codes.shape[1])
-    parts, ids = [(part, None) for part in codes.to(model.device).split(batch)], []
-    if mask is not None: parts = [(part, own) for (part, _), own in zip(parts, mask.to(model.device).split(batch))]
+    codes, ids = codes.to(model.device).split(batch), []
+    masks = [None] * len(codes) if mask is None else mask.to(model.device).split(batch)
+    parts = list(zip(codes, masks))
     for part_codes, part_mask in progress(parts, title) if title else parts:
         ids += generate_reports(model, part_codes, part_mask, max_new_tokens=longest, guidance=guidance)
     return [processor.text_tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]

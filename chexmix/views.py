@@ -6,7 +6,6 @@
 __all__ = ['asked_scores', 'title_of', 'asked_records', 'report_records', 'view_scores', 'recall_records', 'evaluate_views']
 
 # %% ../nbs/compare/views.ipynb #012a2baa
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, torch
@@ -24,7 +23,7 @@ from .records import (
 from .report import (
     keep_reports, LEADING, report_statistic, report_studies, score_values, write_reports)
 from .retrieve import (
-    compared_studies, keep_recall, likelihood_scores, log_mean, Pool, RECALLS, sample_pool)
+    compared_studies, interval_records, keep_recall, likelihood_scores, log_mean, Pool, RECALLS, sample_pool)
 from .token_store import study_views
 from .tokenizer import open_studies
 
@@ -64,8 +63,8 @@ def asked_records(
         records += [ask_record(title, metric, statistic, test, detail, seed) for metric, statistic in
                     (('AUROC macro', auroc), ('expected calibration error', error))]
     gain = auroc_difference(labels, scores[several][:, asked], scores[one][:, asked])
-    detail = dict(by='asked', ratio=0, views=several, minus=name)
-    return [*records, ask_record(title_of(name, several), 'AUROC macro, difference', gain, test, detail, seed)]
+    about = title_of(name, several), 'AUROC macro, difference', gain, test
+    return [*records, ask_record(*about, dict(by='asked', ratio=0, views=several, minus=name), seed)]
 
 # %% ../nbs/compare/views.ipynb #c3c9d673
 def report_records(
@@ -112,11 +111,10 @@ def recall_records(
 ) -> list[Record]:
     "Recall at ten of both directions with one view and with several, and the paired differences."
     kept = [keep_recall(title_of(name, views), own, pool) for views, own in scores.items()]
-    records = []
-    for own, metric in ((own, metric) for own in kept for metric in RECALLS):
-        cohort_of = Cohort(own.study_ids, np.array(own.patients), [], None, None)
-        record = ask_record(own.model, metric, mean_statistic(own, metric), cohort_of, dict(pool=pool.pairs), seed)
-        records.append(replace(record, task='retrieve'))
+    patients, detail, records = kept[0].patients, dict(by='likelihood', pool=pool.pairs), []
+    for own in kept:
+        recalls = {metric: mean_statistic(own, metric) for metric in RECALLS}
+        records += interval_records(own.model, recalls, patients, seed, detail)
     return records + paired_records(kept, [kept[-1].model], RECALLS, mean_statistic, seed)
 
 # %% ../nbs/compare/views.ipynb #fffc292d
