@@ -6,6 +6,7 @@
 __all__ = ['asked_scores', 'title_of', 'asked_records', 'report_records', 'view_scores', 'recall_records', 'evaluate_views']
 
 # %% ../nbs/compare/views.ipynb #012a2baa
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, torch
@@ -142,6 +143,7 @@ def evaluate_views(
         records += asked_records(name, scores, questions, cohort(rows, all_images=True), seed)
         records += report_records(name, model, processor, rows, codes, seed)
         records += recall_records(name, view_scores(model, processor, pool, views), pool, seed)
+    records = [replace(r, task='views', detail=dict(of=r.task) | r.detail) for r in records]
     weights = {name: content_hash(folder/name/'model.safetensors') for name in models}
     dtype = dtype_of(*(model for model, _, _ in loaded.values()))
     command = papermill_command(
