@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['CLINICAL', 'EXTERNAL_METRICS', 'READINGS', 'LEADING', 'with_report', 'report_studies', 'write_reports',
            'hide_study_pixels', 'masked_readings', 'write_report', 'affirmed', 'named_findings', 'affirmed_names',
-           'most_agreed', 'write_agreed_reports', 'own_and_other', 'f1_statistics', 'plain_word_values',
-           'report_values', 'text_statistics', 'report_statistics', 'report_record', 'check_report_lists',
-           'score_values', 'score_report', 'finding_counts', 'finding_records', 'medoid', 'constant_report',
-           'best_constant_set', 'best_constant_report', 'unique_ids', 'write_reports_jsonl', 'parse_report',
-           'read_reports_jsonl', 'radgraph_f1', 'chexbert_f1', 'green', 'run_adapter', 'external_records',
-           'choose_examples', 'save_thumbnails', 'example_texts', 'save_examples', 'compare_findings', 'finding_marks',
-           'thumbnail_html', 'text_html', 'example_card', 'example_cards', 'reading_lines', 'plot_reading',
-           'plot_report_ratios', 'plot_finding_bars', 'plot_report_findings', 'reports_at_ratios', 'readings_at_ratios',
-           'reports_file', 'report_detail', 'keep_reports', 'report_files', 'constant_texts', 'constant_findings',
-           'keep_constants', 'best_set_of_all', 'report_statistic', 'filled_minus_masked', 'guidance_records',
-           'beside_constants', 'score_all_reports', 'write_all_reports', 'with_mask_id', 'evaluate_report']
+           'own_and_other', 'f1_statistics', 'plain_word_values', 'report_values', 'text_statistics',
+           'report_statistics', 'report_record', 'check_report_lists', 'score_values', 'score_report', 'finding_counts',
+           'finding_records', 'medoid', 'constant_report', 'best_constant_set', 'best_constant_report', 'unique_ids',
+           'write_reports_jsonl', 'parse_report', 'read_reports_jsonl', 'radgraph_f1', 'chexbert_f1', 'green',
+           'run_adapter', 'external_records', 'choose_examples', 'save_thumbnails', 'example_texts', 'save_examples',
+           'compare_findings', 'finding_marks', 'thumbnail_html', 'text_html', 'example_card', 'example_cards',
+           'reading_lines', 'plot_reading', 'plot_report_ratios', 'plot_finding_bars', 'plot_report_findings',
+           'reports_at_ratios', 'readings_at_ratios', 'reports_file', 'report_detail', 'keep_reports', 'report_files',
+           'constant_texts', 'constant_findings', 'keep_constants', 'best_set_of_all', 'report_statistic',
+           'filled_minus_masked', 'guidance_records', 'beside_constants', 'score_all_reports', 'write_all_reports',
+           'with_mask_id', 'evaluate_report']
 
 # %% ../nbs/08_report.ipynb #4210b624
 import base64, html, json, tempfile
@@ -31,7 +31,6 @@ from datasets import Dataset
 from matplotlib.ticker import MaxNLocator
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from .classify import sample_reports
 from .core import atomic, progress, UserError, write_json
 from .generate import generate_reports
 from .inpaint import fill_in_batches, hide_pixels, training_averages
@@ -150,36 +149,6 @@ def named_findings(
 def affirmed_names(text: str) -> list[str]:
     "Names of the findings that a report affirms."
     return [finding for finding, is_affirmed in zip(FINDINGS, affirmed(text)) if is_affirmed]
-
-# %% ../nbs/08_report.ipynb #a9a305d5
-def most_agreed(
-    reports: list[str],  # of one study
-) -> int:                # its place in the list
-    "The report whose findings agree best with those of all: the highest mean F1."
-    findings = named_findings(reports).astype(int)  # (n, 14)
-    number = findings.sum(1)[:, None] + findings.sum(1)
-    agreement = np.where(number > 0, 2 * findings @ findings.T / np.maximum(number, 1), 1.)
-    return int(agreement.mean(1).argmax())
-
-# %% ../nbs/08_report.ipynb #26d9dbe4
-def write_agreed_reports(
-    model: ChexmixForCausalLM,
-    processor: Processor,
-    codes: torch.Tensor,               # (B, n); of two images (B, 2n), -1 where there is one
-    mask: torch.Tensor | None = None,  # (B, n) bool, True = masked
-    samples: int = 32,                 # reports of each study, see `sample_reports`
-    seed: int = 0,                     # of the samples
-    title: str = 'sampled reports',    # on a line of progress
-) -> list[str]:
-    "For each row of codes, of many sampled reports the one that the others agree with, see `most_agreed`."
-    if mask is None: mask = torch.zeros_like(codes, dtype=torch.bool)
-    reports = []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for one, own in progress(list(zip(codes.split(1), mask.split(1))), title):
-            sampled = sample_reports(model, processor, one.to(model.device), own.to(model.device), samples)
-            reports.append(sampled[most_agreed(sampled)].strip())
-    return reports
 
 # %% ../nbs/08_report.ipynb #af8d1522
 CLINICAL = [k for k, finding in enumerate(FINDINGS) if finding != 'No Finding']  # columns of the 13 findings
