@@ -118,9 +118,9 @@ def open_journal(
     try: first, *rows = map(json.loads, complete.split(b'\n')[:-1])
     except ValueError as e:
         raise UserError(f'{path} is damaged ({type(e).__name__}): delete it and start again') from e
-    for name in stamp:
-        if first.get(name) == stamp[name]: continue
-        raise UserError(f'{path} was begun with {name}={first.get(name)!r}, not {stamp[name]!r}: '
+    for name in first | stamp:
+        if first.get(name) == stamp.get(name): continue
+        raise UserError(f'{path} was begun with {name}={first.get(name)!r}, not {stamp.get(name)!r}: '
                         'finish that, name another output, or delete the file')
     if complete != content: path.write_bytes(complete)
     return {row['path']: row for row in rows if not is_outdated(row)}
@@ -422,7 +422,9 @@ def ask_job(
     def answer(images, paths):
         table = ask_findings(model, processor, questions, images, views=views)
         return table.astype(float).round(3).to_dict('records')
-    asked = questions.asked.to_csv().encode() + questions.log_prior.tobytes()
+    bias = None if questions.bias is None else questions.bias.tolist()
+    calibration = questions.against, questions.slope, bias
+    asked = f'{questions.asked.to_csv()}{calibration}'.encode() + questions.log_prior.tobytes()
     digest = hashlib.sha256(asked).hexdigest()[:12]
     options = dict(questions=digest) | several_views(views)
     return Job('classification', model, processor, answer, 0, options)

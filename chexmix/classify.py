@@ -599,8 +599,9 @@ class Questions:
     statements: pd.DataFrame   # from `choose_statements`
     log_prior: np.ndarray      # (M,) nats, of `asked`
     model: str = ''            # fingerprint of the model
-    slope: float = 1.          # of the log-odds: one over the temperature
-    bias: np.ndarray | None = None  # (14,) added to the log-odds; None = uncalibrated
+    slope: float = 1.          # of the scores: one over the temperature
+    bias: np.ndarray | None = None  # (14,) added to the scores; None = uncalibrated
+    against: str = 'all statements' # what affirming statements are weighed against; or 'denials'
 
     @property
     def asked(self): return self.statements[['section', 'text']].drop_duplicates()  # M rows
@@ -698,11 +699,20 @@ def against_denials(
         if denies.any(): log_odds[:, k] -= logsumexp(ratios[:, denies], 1) - math.log(denies.sum())
     return log_odds
 
+# %% ../nbs/06_classify.ipynb #c94c6d82
+@patch
+def scores(
+    self: Questions,
+    log_likelihood: np.ndarray,  # (N, M) nats, from `statement_log_likelihood`
+) -> np.ndarray:  # (N, 14), NaN where no statement affirms the finding
+    "`against_all` or `against_denials`, as these questions are asked."
+    return (self.against_denials if self.against == 'denials' else self.against_all)(log_likelihood)
+
 # %% ../nbs/06_classify.ipynb #c404ee97
 @patch
 def probabilities(
     self: Questions,
-    scores: np.ndarray,  # (N, 14) of `against_all` or `against_denials`
+    scores: np.ndarray,  # (N, 14), from `scores`
 ) -> np.ndarray:         # (N, 14)
     "Scores as probabilities: calibrated, or as log-odds of findings that half of the patients have."
     return expit(self.slope * scores + (0 if self.bias is None else self.bias))
@@ -718,16 +728,19 @@ def ask_findings(
 ) -> pd.DataFrame:         # (B, F) one column for each finding that a statement affirms
     """Probability of each finding, from the model's own words. Research only, never for clinical use.
 
-    Raises `UserError` where the questions belong to other weights, or for too many views.
+    Raises `UserError` where the questions belong to other weights, for too many views, or where
+    several views are masked.
     """
     if fingerprint(model) != questions.model:
         raise UserError('these questions were prepared for other weights: name the model they belong to, '
                         'or prepare them again (`chexmix evaluate ask`)')
     codes = encode_views(processor, images, views) if images.is_floating_point() else images
     if codes.dim() == 2: codes = codes[:, None]  # (B, views, n)
+    if codes.shape[1] > 1 and mask is not None:
+        raise UserError('several views are of whole images: give one view, or no mask')
     of_views = [statement_log_likelihood(model, processor, questions, view, mask) for view in codes.unbind(1)]
     log_likelihood = np.mean(of_views, 0)
-    probabilities = questions.probabilities(questions.against_all(log_likelihood))
+    probabilities = questions.probabilities(questions.scores(log_likelihood))
     return pd.DataFrame(probabilities, columns=list(FINDINGS)).dropna(axis=1)
 
 # %% ../nbs/06_classify.ipynb #647e2ea1
@@ -828,7 +841,6 @@ def save_questions(
 ):
     "Write questions to `classify/<name>_questions.json`; `load_questions` is the inverse."
     values = vars(questions) | dict(
-        against='all statements',  # what the calibration is for
         statements=questions.statements.to_dict('list'),
         log_prior=questions.log_prior.round(4).tolist(),
         bias=None if questions.bias is None else questions.bias.tolist())
@@ -843,7 +855,7 @@ def load_questions(
     way = f'`chexmix evaluate ask --run {Path(folder).name}`'
     path = saved_file(folder, name, '_questions.json', way)
     values = read_json(path)
-    if values.pop('against', '') != 'all statements':
+    if 'against' not in values:
         raise UserError(f'{path}: of an older version, prepare them again: {way}')
     values['statements'] = pd.DataFrame(values['statements'])
     values['log_prior'] = np.array(values['log_prior'])
@@ -876,10 +888,10 @@ def ask_record(
     return Record('ask', name, metric, i.value, i.low, i.high, len(test), seed, detail)
 
 # %% ../nbs/06_classify.ipynb #4b8c1df8
-ASKING = {  # way to ask → what the affirming statements stand against, prior; the first is the default
-    'asked': (Questions.against_all, 'other images'),
-    'asked, prior of masked image': (Questions.against_all, 'masked image'),
-    'asked against denials': (Questions.against_denials, 'other images')}
+ASKING = {  # way to ask → what the affirming statements are weighed against, prior; the first is the default
+    'asked': ('all statements', 'other images'),
+    'asked, prior of masked image': ('all statements', 'masked image'),
+    'asked against denials': ('denials', 'other images')}
 
 @dataclass(frozen=True)
 class Asked:
@@ -909,10 +921,10 @@ def ask_test(
     "The answers about test studies; priors and calibration are those of validation studies."
     others = replace(masked, log_prior=log_mean_over_images(valid))
     questions, scores = {}, {}
-    for way, (score, prior) in ASKING.items():
-        asked = others if prior == 'other images' else masked
-        slope, bias = fit_calibration(score(asked, valid), labels)
-        questions[way], scores[way] = replace(asked, slope=slope, bias=bias), score(asked, test)
+    for way, (against, prior) in ASKING.items():
+        asked = replace(others if prior == 'other images' else masked, against=against)
+        slope, bias = fit_calibration(asked.scores(valid), labels)
+        questions[way], scores[way] = replace(asked, slope=slope, bias=bias), asked.scores(test)
     return Asked(questions, scores)
 
 # %% ../nbs/06_classify.ipynb #a17babe3

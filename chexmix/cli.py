@@ -976,7 +976,7 @@ def add_views_option(p):
     "How often a model looks at each image."
     p.add_argument('--views', type=int, default=1, choices=range(1, 6), metavar='N',
                    help='look at each image N times, up to 5, moved a little each time, and take the mean: '
-                        'better, and N times as long (default: 1)')
+                        'N times as long, and better for the packed weights (default: 1)')
 
 # %% ../nbs/14_cli.ipynb #92c04cd2
 ANY_MODEL = 'default: none, the packed weights answer'

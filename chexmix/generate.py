@@ -353,7 +353,8 @@ def equally_long(
     mask: torch.Tensor | None = None,  # (B, k·n) bool
 ) -> list[tuple]:  # of (b,) rows, their codes (b, m), their mask (b, m)
     "Studies by the number of their images, without the -1; `codes` may be of several views (B, views, k·n)."
-    n_codes, parts = (codes.reshape(len(codes), -1, codes.shape[-1])[:, 0] >= 0).sum(1), []
+    first_view = codes[:, 0] if codes.dim() == 3 else codes
+    n_codes, parts = (first_view >= 0).sum(1), []
     for length in n_codes.unique().tolist():
         rows = (n_codes == length).nonzero()[:, 0]
         parts.append((rows, codes[rows, ..., :length], None if mask is None else mask[rows, :length]))

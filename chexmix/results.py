@@ -971,8 +971,8 @@ SECTIONS = (  # title, task of its numbers, figures and their titles, what to lo
      'hidden images. Baselines need no trained language model.'),
     ('Findings asked for', 'ask', dict(
         ask_stage2='Asking, without labels, beside the probe, which needs them.'),
-     'The model itself is asked: does the image make a sentence that affirms a finding likelier, or one that '
-     'denies it? No label is used.'),
+     'The model itself is asked: how much likelier does the image make sentences that affirm a finding? '
+     'No label is used.'),
     ('Hidden cells filled in', 'inpaint', dict(
         inpaint_random='Original, cells masked at random, and filled in; the last row is the best that the '
                        'codes allow.',

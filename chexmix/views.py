@@ -37,7 +37,7 @@ def asked_scores(
 ) -> dict[int, np.ndarray]:  # 1 and the number of views → (N, 14)
     "Scores of asking with the first view alone, and with all."
     of_views = [statement_log_likelihood(model, processor, questions, view) for view in codes.unbind(1)]
-    return {n: questions.against_all(np.mean(of_views[:n], 0)) for n in (1, len(of_views))}
+    return {n: questions.scores(np.mean(of_views[:n], 0)) for n in (1, len(of_views))}
 
 # %% ../nbs/compare/views.ipynb #e6ce09ab
 def title_of(name: str, views: int) -> str:

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,11 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from chexmix import batch_inference
+from chexmix import batch_inference, sample
 from chexmix.batch_inference import (
-    answers, file_state, find_images, Job, only_writer, open_journal, picture_places, process_files,
-    protect_inputs, read_texts)
+    answers, ask_job, file_state, find_images, Job, only_writer, open_journal, picture_places, process_files,
+    protect_inputs, read_texts, report_job)
+from chexmix.classify import statement_log_likelihood
 from chexmix.core import UserError
+from chexmix.generate import generate_reports
+from chexmix.pipeline import open_model
+from chexmix.token_store import encode_views
 
 STAMP = {'kind': 'brightness'}
 
@@ -47,6 +52,48 @@ def write_png(path, value=100):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new('L', (20, 30), value).save(path)
     return path
+
+
+# Several views
+
+@pytest.fixture(scope='module')
+def opened(): return open_model('packed')
+
+
+@pytest.mark.parametrize('guidance', [1, 2])
+def test_a_job_with_views_writes_what_the_views_say_together(opened, guidance):
+    "In pieces, and of a number of images that the views do not divide."
+    images = opened.processor.read([sample('png')] * 4).clone()
+    images[1], images[3] = images[1].flip(1), images[3] / 2
+    views = encode_views(opened.processor, images, 3)
+    job = report_job(opened.model, opened.processor, 20, guidance, 3)
+    expected = generate_reports(opened.model, views, max_new_tokens=20, guidance=guidance)
+    assert [row['ids'] for row in job.answer(images, list('abcd'))] == expected
+
+
+def test_asking_with_views_is_the_mean_of_their_log_likelihoods(opened):
+    parts, questions = (opened.model, opened.processor), opened.questions
+    images = opened.processor.read([sample('png')])
+    row, = ask_job(*parts, questions, 3).answer(images, ['a'])
+    own = encode_views(opened.processor, images, 3)[0]
+    likely = statement_log_likelihood(*parts, questions, own).mean(0, keepdims=True)
+    p = questions.probabilities(questions.scores(likely))[0]
+    assert list(row.values()) == pytest.approx(p.tolist(), abs=.001)
+
+
+def test_other_questions_and_other_views_are_another_job(opened):
+    "A table that was begun with one is not continued with another."
+    def digest(questions, views=1): return ask_job(opened.model, opened.processor, questions, views).options
+    q = opened.questions
+    others = [replace(q, slope=2.), replace(q, bias=q.bias + 1), replace(q, bias=None),
+              replace(q, against='denials')]
+    assert all(digest(other) != digest(q) for other in others) and digest(q, 5) != digest(q)
+
+
+@pytest.mark.parametrize('first, then', [(dict(views=5), {}), ({}, dict(views=5))])
+def test_a_journal_of_other_views_is_refused(first, then, tmp_path):
+    open_journal(tmp_path/'journal', STAMP | first)
+    with pytest.raises(UserError, match='begun with views='): open_journal(tmp_path/'journal', STAMP | then)
 
 
 # The journal
