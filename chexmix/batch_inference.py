@@ -10,7 +10,7 @@ __all__ = ['TABLE_ENDINGS', 'WRITERS', 'images_below', 'images_of_table', 'image
            'images_at_once', 'file_state', 'is_outdated', 'open_journal', 'plain_cells', 'write_text_table',
            'write_json_lines', 'check_output', 'protect_inputs', 'odd_name', 'read_some', 'Job', 'read_noted',
            'answers', 'can_read', 'crashing_files', 'save_quarantine', 'finish', 'append_rows', 'side_files',
-           'rows_of_files', 'process_files', 'classify_job', 'several_views', 'ask_job', 'decode_report', 'report_job',
+           'rows_of_files', 'process_files', 'classify_job', 'several_shifts', 'ask_job', 'decode_report', 'report_job',
            'report_files', 'check_layers', 'embed_job', 'embed_files', 'picture_places', 'inpainting_row',
            'inpaint_job', 'inpaint_files', 'read_lines', 'read_text_column', 'read_texts', 'likelihood_score',
            'embedding_score', 'text_scores', 'encode_texts', 'best_reports', 'retrieve_job', 'retrieve_files']
@@ -405,28 +405,28 @@ def classify_job(
     return Job('classification', model, processor, answer, 0, dict(probe=digest))
 
 # %% ../nbs/inference/batch_inference.ipynb #ae9e5d79
-def several_views(views: int) -> dict:
-    "Several views of an image as an option of a job; one view is none, as in tables of earlier versions."
-    return dict(views=views) if views > 1 else {}
+def several_shifts(shifts: int) -> dict:
+    "Several shifts of an image as an option of a job; one shift is none, as in tables of earlier versions."
+    return dict(shifts=shifts) if shifts > 1 else {}
 
 # %% ../nbs/inference/batch_inference.ipynb #251d6264
 def ask_job(
     model: PhiForCausalLM,
     processor: Processor,
     questions: Questions,  # for this model
-    views: int = 1,        # of each image, see `encode_views`
+    shifts: int = 1,        # of each image, see `encode_shifts`
 ) -> Job:  # a column a finding
     "The probability of each finding of every radiograph, by asking. Research only, never for clinical use."
     from chexmix.classify import ask_findings
 
     def answer(images, paths):
-        table = ask_findings(model, processor, questions, images, views=views)
+        table = ask_findings(model, processor, questions, images, shifts=shifts)
         return table.astype(float).round(3).to_dict('records')
     bias = None if questions.bias is None else questions.bias.tolist()
     calibration = questions.against, questions.slope, bias
     asked = f'{questions.asked.to_csv()}{calibration}'.encode() + questions.log_prior.tobytes()
     digest = hashlib.sha256(asked).hexdigest()[:12]
-    options = dict(questions=digest) | several_views(views)
+    options = dict(questions=digest) | several_shifts(shifts)
     return Job('classification', model, processor, answer, 0, options)
 
 # %% ../nbs/inference/batch_inference.ipynb #cd181baa
@@ -441,20 +441,20 @@ def report_job(
     processor: Processor,
     new: int = 200,  # ids of a report at most
     guidance: float | None = None,  # see `generate_reports`
-    views: int = 1,  # of each image, see `encode_views`
+    shifts: int = 1,  # of each image, see `encode_shifts`
 ) -> Job:  # columns report, ids
     "A report for every radiograph, greedy, of ids that decode. Research only, never for clinical use."
     def encode(images):
-        if views == 1: return processor.encode_images(images)
-        from chexmix.token_store import encode_views
-        return encode_views(processor, images, views)
+        if shifts == 1: return processor.encode_images(images)
+        from chexmix.token_store import encode_shifts
+        return encode_shifts(processor, images, shifts)
 
     def answer(images, paths):
         codes, reports = encode(images), []
-        for part in codes.split(-(-len(codes) // views)):  # as many prompts at once as with one view
+        for part in codes.split(-(-len(codes) // shifts)):  # as many prompts at once as with one shift
             reports += generate_reports(model, part, max_new_tokens=new, guidance=guidance)
         return [dict(report=decode_report(processor.text_tokenizer, ids), ids=ids) for ids in reports]
-    options = dict(new=new, guidance=guidance) | several_views(views)
+    options = dict(new=new, guidance=guidance) | several_shifts(shifts)
     return Job('report', model, processor, answer, new, options)
 
 # %% ../nbs/inference/batch_inference.ipynb #762984ec
@@ -466,13 +466,13 @@ def report_files(
     new: int = 200,           # ids of a report at most
     batch: int = 0,           # images at once; 0 = as many as fit
     guidance: float | None = None,  # see `generate_reports`
-    views: int = 1,           # of each image, see `encode_views`
+    shifts: int = 1,           # of each image, see `encode_shifts`
 ) -> pd.DataFrame:  # path, report, ids
     "A report for every radiograph, as `report_job` writes it."
     out = check_output(out, True)
     if isinstance(processor.text_tokenizer, NoTextTokenizer):
         print('these weights have no text tokenizer: reports are ids')
-    return process_files(report_job(model, processor, new, guidance, views), paths, out, batch)
+    return process_files(report_job(model, processor, new, guidance, shifts), paths, out, batch)
 
 # %% ../nbs/inference/batch_inference.ipynb #73c914e9
 def check_layers(model: PhiForCausalLM, layers: list[int] | None) -> list[int]:

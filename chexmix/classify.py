@@ -48,7 +48,7 @@ from .records import (
 from .report_text import (
     FINDINGS, label_report, PARENTS, report_mentions, report_sections, report_text,
     resolve_uncertain, standard_rules)
-from .token_store import encode_views, print_first_image, split_rows, study_codes
+from .token_store import encode_shifts, print_first_image, split_rows, study_codes
 from .tokenizer import open_studies
 
 # %% ../nbs/06_classify.ipynb #fadc5370
@@ -722,24 +722,25 @@ def ask_findings(
     model: ChexmixForCausalLM,
     processor: Processor,
     questions: Questions,  # from `new_questions` or `load_questions`
-    images: torch.Tensor,  # (B, H, W) in [0, 1], or codes (B, n); codes of views (B, views, n)
-    mask: torch.Tensor | None = None,  # (B, n) bool, True = masked; not with several views
-    views: int = 1,        # of each image, see `encode_views`; codes are already of so many
+    images: torch.Tensor,  # (B, H, W) in [0, 1], or codes (B, n); codes of shifts (B, shifts, n)
+    mask: torch.Tensor | None = None,  # (B, n) bool, True = masked; not with several shifts
+    shifts: int = 1,        # of each image, see `encode_shifts`; codes are already of so many
 ) -> pd.DataFrame:         # (B, F) one column for each finding that a statement affirms
     """Probability of each finding, from the model's own words. Research only, never for clinical use.
 
-    Raises `UserError` where the questions belong to other weights, for too many views, or where
-    several views are masked.
+    Raises `UserError` where the questions belong to other weights, for too many shifts, or where
+    several shifts are masked.
     """
     if fingerprint(model) != questions.model:
         raise UserError('these questions were prepared for other weights: name the model they belong to, '
                         'or prepare them again (`chexmix evaluate ask`)')
-    codes = encode_views(processor, images, views) if images.is_floating_point() else images
-    if codes.dim() == 2: codes = codes[:, None]  # (B, views, n)
+    codes = encode_shifts(processor, images, shifts) if images.is_floating_point() else images
+    if codes.dim() == 2: codes = codes[:, None]  # (B, shifts, n)
     if codes.shape[1] > 1 and mask is not None:
-        raise UserError('several views are of whole images: give one view, or no mask')
-    of_views = [statement_log_likelihood(model, processor, questions, view, mask) for view in codes.unbind(1)]
-    log_likelihood = np.mean(of_views, 0)
+        raise UserError('several shifts are of whole images: give one shift, or no mask')
+    likely = partial(statement_log_likelihood, model, processor, questions)
+    of_shifts = [likely(shifted, mask) for shifted in codes.unbind(1)]
+    log_likelihood = np.mean(of_shifts, 0)
     probabilities = questions.probabilities(questions.scores(log_likelihood))
     return pd.DataFrame(probabilities, columns=list(FINDINGS)).dropna(axis=1)
 

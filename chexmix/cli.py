@@ -15,7 +15,7 @@ __all__ = ['EVALUATIONS', 'DEMO', 'TRAINED', 'PROGRESS', 'SHORTEST_PIECE', 'SHOR
            'evaluate', 'export', 'pack', 'audit', 'Budget', 'executed_notebook', 'minutes_given', 'timed_notebooks',
            'time_left', 'ProgressLines', 'PieceOver', 'execute', 'side_by_side', 'notebook_tasks', 'say_look',
            'run_notebooks', 'check_budget', 'going_on', 'finished_notebooks', 'end_of_piece', 'demo_preset', 'demo',
-           'add_making_commands', 'add_share_options', 'add_views_option', 'add_using_commands', 'add_embed_options',
+           'add_making_commands', 'add_share_options', 'add_shifts_option', 'add_using_commands', 'add_embed_options',
            'add_retrieve_options', 'add_pretrain_options', 'add_making_options', 'add_model_options', 'add_use_options',
            'add_evaluate_commands', 'build_parser', 'import_for_answers', 'run_command', 'main', 'console']
 
@@ -351,7 +351,7 @@ def job_of_findings(args, found):
         task = 'ask' if args.ask else 'classify'
         raise UserError(f'no {what} for {model_title(found.place)}: '
                         f'run `chexmix evaluate {task} --run …` on a run of these weights first')
-    if args.ask: return ask_job(found.model, found.processor, learned, args.views)
+    if args.ask: return ask_job(found.model, found.processor, learned, args.shifts)
     return classify_job(found.model, found.processor, learned)
 
 # %% ../nbs/14_cli.ipynb #7caafdbc
@@ -360,7 +360,7 @@ def classify(args) -> int:
     import pandas as pd
     from chexmix.batch_inference import find_images
     if not args.images: return without_images(args)
-    if args.views > 1 and not args.ask: raise UserError('--views is for --ask: a probe reads one view')
+    if args.shifts > 1 and not args.ask: raise UserError('--shifts is for --ask: a probe reads one shift')
     check_out(args, False, False)
     job = job_of_findings(args, opened(args))
     if args.out: return serve(args, job, False, None)
@@ -393,7 +393,7 @@ def report(args) -> int:
     if not args.images: return without_images(args)
     check_out(args, True, False)
     found = opened(args)
-    job = report_job(found.model, found.processor, args.new, args.guidance, args.views)
+    job = report_job(found.model, found.processor, args.new, args.guidance, args.shifts)
     return serve(args, job, True, lambda row: fitted(row['report'] or f'ids {row["ids"]}'))
 
 # %% ../nbs/14_cli.ipynb #f011f08f
@@ -972,9 +972,9 @@ def add_share_options(p: Parser):
                    help='run of another machine with its part (default: all wrote into this run)')
 
 # %% ../nbs/14_cli.ipynb #d6c002c8
-def add_views_option(p):
+def add_shifts_option(p):
     "How often a model looks at each image."
-    p.add_argument('--views', type=int, default=1, choices=range(1, 6), metavar='N',
+    p.add_argument('--shifts', type=int, default=1, choices=range(1, 6), metavar='N',
                    help='look at each image N times, up to 5, moved a little each time, and take the mean: '
                         'N times as long, and better for the packed weights (default: 1)')
 
@@ -988,7 +988,7 @@ def add_using_commands(commands):
     p.add_argument('--ask', action='store_true',
                    help='by how much likelier the image makes sentences that affirm each finding '
                         '(default: by a probe that was fitted on labels)')
-    add_views_option(p)
+    add_shifts_option(p)
     examples = 'chexmix inpaint chest.png --ratio 0.5 -o filled.png'
     p = add_use_options(command(commands, inpaint, examples, 'mask a part and fill it in', ANY_MODEL))
     p.add_argument('--ratio', type=float, default=.5, help='share of image codes to mask (default: 0.5)')
@@ -1001,7 +1001,7 @@ def add_using_commands(commands):
     p.add_argument('--guidance', type=float, default=None,
                    help='how strongly a report leans towards what the image adds, 1: not at all '
                         '(default: as stored with the weights)')
-    add_views_option(p)
+    add_shifts_option(p)
     add_embed_options(commands)
     add_retrieve_options(commands)
     examples = 'chexmix explore\nchexmix explore --run try'

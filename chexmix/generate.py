@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AllowedIds', 'report_ids', 'PreallocatedLayer', 'preallocated_cache', 'last_position_only', 'prompts_at_once',
-           'prefill', 'head_rows', 'next_state', 'FixedStep', 'can_be_fixed', 'mean_over_views', 'greedy_decode',
+           'prefill', 'head_rows', 'next_state', 'FixedStep', 'can_be_fixed', 'mean_over_shifts', 'greedy_decode',
            'generate_with_transformers', 'report_prompt', 'room_for_text', 'until_closing', 'generate_in_batch',
            'equally_long', 'generate_reports', 'sample_index', 'choose_codes', 'guess_codes', 'n_still_masked',
            'least_certain', 'fill_in_rounds', 'fill_left_to_right', 'code_positions', 'fill_image',
@@ -235,29 +235,29 @@ def can_be_fixed(model: PhiForCausalLM, cache: Cache) -> bool:
     return is_ours and model.device.type == 'cuda' and model.config._attn_implementation == 'sdpa'
 
 # %% ../nbs/model/generate.ipynb #3a819694
-def mean_over_views(
-    logits: torch.Tensor,  # (views·B, K), all rows of a view together; others may follow
-    views: int,
+def mean_over_shifts(
+    logits: torch.Tensor,  # (shifts·B, K), all rows of a shift together; others may follow
+    shifts: int,
     n: int,                # B
 ) -> torch.Tensor:         # (B, K), and the others
-    "What several views of the same images say together: the geometric mean of their probabilities."
-    if views == 1: return logits
-    return torch.cat([logits[:views * n].view(views, n, -1).mean(0), logits[views * n:]])
+    "What several shifts of the same images say together: the geometric mean of their probabilities."
+    if shifts == 1: return logits
+    return torch.cat([logits[:shifts * n].shift(shifts, n, -1).mean(0), logits[shifts * n:]])
 
 # %% ../nbs/model/generate.ipynb #f9ed16b0
 def greedy_decode(
     model: PhiForCausalLM,
-    prompts: tuple[torch.Tensor, Cache],  # (views·B, D) and the keys and values, from `prefill`
+    prompts: tuple[torch.Tensor, Cache],  # (shifts·B, D) and the keys and values, from `prefill`
     allowed: torch.Tensor,  # (V,) bool, what may be chosen
     closing: list[int],     # ids that end a row
     most: int,              # new ids
     least: int = 0,         # new ids before a row can end
     guidance: float = 1.,   # see `apply_guidance`; if not 1, the last B prompts have no image
-    views: int = 1,         # of each image; the prompts of one view stand together
+    shifts: int = 1,         # of each image; the prompts of one shift stand together
 ) -> torch.Tensor:  # (B, new ids); pads after a closing id
     "The likeliest allowed ids, one after the other, until every row has ended."
     state, cache = prompts
-    copies, pad = views + (guidance != 1), model.config.layout.pad
+    copies, pad = shifts + (guidance != 1), model.config.layout.pad
     weight, bias, forbidden = head_rows(model, allowed)
     closing = torch.tensor(closing, device=state.device)
     forbidden_at_first = forbidden.index_fill(0, closing, True)
@@ -267,7 +267,7 @@ def greedy_decode(
     with evaluating(model):
         while len(new) < most and not closed.all():
             if new: state = step(new[-1].repeat(copies, 1))
-            logits = mean_over_views(F.linear(state, weight, bias), views, len(closed))
+            logits = mean_over_shifts(F.linear(state, weight, bias), shifts, len(closed))
             forbidden_now = forbidden_at_first if len(new) < least else forbidden
             logits = guided_logits(logits, forbidden_now, guidance)
             new.append(logits.argmax(1, keepdim=True).masked_fill(closed, pad))
@@ -324,7 +324,7 @@ def until_closing(row: list[int], closing: list[int]) -> list[int]:
 # %% ../nbs/model/generate.ipynb #5a7fc558
 def generate_in_batch(
     model: PhiForCausalLM,
-    codes: torch.Tensor,        # (B, k·n) of studies with as many images; of several views (B, views, k·n)
+    codes: torch.Tensor,        # (B, k·n) of studies with as many images; of several shifts (B, shifts, k·n)
     mask: torch.Tensor | None,  # (B, k·n) bool, True = masked
     most: int,                  # new ids; the context may leave fewer
     least: int,                 # new ids before a report can end
@@ -332,8 +332,8 @@ def generate_in_batch(
     **generate_kwargs,          # to transformers' `generate`
 ) -> list[list[int]]:
     "Reports of studies whose prompts are equally long, as `generate_reports`."
-    views = codes.shape[1] if codes.dim() == 3 else 1
-    if views > 1: codes = codes.transpose(0, 1).flatten(0, 1)  # (views·B, k·n)
+    shifts = codes.shape[1] if codes.dim() == 3 else 1
+    if shifts > 1: codes = codes.transpose(0, 1).flatten(0, 1)  # (shifts·B, k·n)
     ids = report_prompt(model, codes, mask)
     closing, allowed = report_ids(model.config.layout)
     most = min(most, room_for_text(model, ids.shape[1]))
@@ -341,10 +341,10 @@ def generate_in_batch(
     if generate_kwargs: new = generate_with_transformers(model, ids, most, least, **generate_kwargs)
     else:
         if guidance != 1:  # the same prompts again, without the image
-            unseen = codes[:len(codes) // views]
+            unseen = codes[:len(codes) // shifts]
             ids = torch.cat([ids, report_prompt(model, unseen, torch.ones_like(unseen, dtype=torch.bool))])
         new = greedy_decode(
-            model, prefill(model, ids, most), allowed, closing, most, least, guidance, views)
+            model, prefill(model, ids, most), allowed, closing, most, least, guidance, shifts)
     return [until_closing(row, closing) for row in new.tolist()]
 
 # %% ../nbs/model/generate.ipynb #fc12173c
@@ -352,9 +352,9 @@ def equally_long(
     codes: torch.Tensor,               # (B, k·n); -1 where a study has fewer images than k
     mask: torch.Tensor | None = None,  # (B, k·n) bool
 ) -> list[tuple]:  # of (b,) rows, their codes (b, m), their mask (b, m)
-    "Studies by the number of their images, without the -1; `codes` may be of several views (B, views, k·n)."
-    first_view = codes[:, 0] if codes.dim() == 3 else codes
-    n_codes, parts = (first_view >= 0).sum(1), []
+    "Studies by the number of their images, without the -1; also of several shifts (B, shifts, k·n)."
+    unshifted = codes[:, 0] if codes.dim() == 3 else codes
+    n_codes, parts = (unshifted >= 0).sum(1), []
     for length in n_codes.unique().tolist():
         rows = (n_codes == length).nonzero()[:, 0]
         parts.append((rows, codes[rows, ..., :length], None if mask is None else mask[rows, :length]))
@@ -363,8 +363,8 @@ def equally_long(
 # %% ../nbs/model/generate.ipynb #cc18c56e
 def generate_reports(
     model: PhiForCausalLM,
-    codes: torch.Tensor,  # (B, n); of two images (B, 2n), -1 where there is one; of views (B, views, n)
-    mask: torch.Tensor | None = None,  # (B, n) bool, True = masked; not with several views
+    codes: torch.Tensor,  # (B, n); of two images (B, 2n), -1 where there is one; of shifts (B, shifts, n)
+    mask: torch.Tensor | None = None,  # (B, n) bool, True = masked; not with several shifts
     max_new_tokens: int = 200,         # the context may leave fewer
     min_new_tokens: int = 5,           # before which a report cannot end
     guidance: float | None = None,     # see `apply_guidance`; None = as configured
@@ -372,15 +372,15 @@ def generate_reports(
 ) -> list[list[int]]:
     """A report for each study as text ids, without the closing id.
 
-    Greedy, unless options of transformers' `generate` are given. Of several views, each word is the
+    Greedy, unless options of transformers' `generate` are given. Of several shifts, each word is the
     one that they find likeliest together.
     Raises `UserError` where the context leaves no room, for a guidance below 0,
-    or where several views are masked or sampled from."""
+    or where several shifts are masked or sampled from."""
     if guidance is None: guidance = getattr(model.config, 'guidance', 1.)
     if not 0 <= guidance < math.inf:
         raise UserError(f'guidance must be 0 or more and finite, not {guidance}')
     if codes.dim() == 3 and (mask is not None or generate_kwargs):
-        raise UserError('several views are of whole images, and read greedily: give one view, '
+        raise UserError('several shifts are of whole images, and read greedily: give one shift, '
                         'or no mask and no options of `generate`')
     copies = generate_kwargs.get('num_return_sequences', 1)
     reports = [None] * (copies * len(codes))

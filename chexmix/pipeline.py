@@ -474,7 +474,7 @@ TASKS = ('report', 'embed', 'inpaint', 'retrieve')
 TASK_OPTIONS = dict(
     new=200,        # report: ids at most
     guidance=None,  # report, see `generate_reports`
-    views=1,        # report: of each image, see `encode_views`
+    shifts=1,        # report: of each image, see `encode_shifts`
     layers=None,    # embed; None = all
     texts=None,     # retrieve, see `candidates`
     k=5,            # retrieve: answers
@@ -490,7 +490,7 @@ def task_job(
 ) -> Job | None:
     "The job of a task; None for inpainting."
     parts = opened.model, opened.processor
-    if task == 'report': return report_job(*parts, options['new'], options['guidance'], options['views'])
+    if task == 'report': return report_job(*parts, options['new'], options['guidance'], options['shifts'])
     if task == 'embed': return embed_job(*parts, options['layers'])
     if task == 'inpaint': return None
     texts, alignment = candidates(opened, options['texts'])

@@ -72,7 +72,7 @@ def write_reports(
     processor: Processor,
     codes: torch.Tensor,               # (B, n), or as `generate_reports` takes them
     mask: torch.Tensor | None = None,  # (B, n) bool, True = masked
-    batch: int = 128,                  # images at once, each view for one
+    batch: int = 128,                  # images at once, each shift for one
     longest: int = 200,                # text ids; the context may leave fewer
     guidance: float | None = None,     # see `generate_reports`
     title: str = '',                   # on a line of progress; '' = no such line

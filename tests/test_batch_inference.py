@@ -19,7 +19,7 @@ from chexmix.classify import statement_log_likelihood
 from chexmix.core import UserError
 from chexmix.generate import generate_reports
 from chexmix.pipeline import open_model
-from chexmix.token_store import encode_views
+from chexmix.token_store import encode_shifts
 
 STAMP = {'kind': 'brightness'}
 
@@ -54,7 +54,7 @@ def write_png(path, value=100):
     return path
 
 
-# Several views
+# Several shifts
 
 @pytest.fixture(scope='module')
 def opened(): return open_model('packed')
@@ -62,12 +62,12 @@ def opened(): return open_model('packed')
 
 @pytest.mark.parametrize('guidance', [1, 2])
 def test_a_job_with_views_writes_what_the_views_say_together(opened, guidance):
-    "In pieces, and of a number of images that the views do not divide."
+    "In pieces, and of a number of images that the shifts do not divide."
     images = opened.processor.read([sample('png')] * 4).clone()
     images[1], images[3] = images[1].flip(1), images[3] / 2
-    views = encode_views(opened.processor, images, 3)
+    shifts = encode_shifts(opened.processor, images, 3)
     job = report_job(opened.model, opened.processor, 20, guidance, 3)
-    expected = generate_reports(opened.model, views, max_new_tokens=20, guidance=guidance)
+    expected = generate_reports(opened.model, shifts, max_new_tokens=20, guidance=guidance)
     assert [row['ids'] for row in job.answer(images, list('abcd'))] == expected
 
 
@@ -75,7 +75,7 @@ def test_asking_with_views_is_the_mean_of_their_log_likelihoods(opened):
     parts, questions = (opened.model, opened.processor), opened.questions
     images = opened.processor.read([sample('png')])
     row, = ask_job(*parts, questions, 3).answer(images, ['a'])
-    own = encode_views(opened.processor, images, 3)[0]
+    own = encode_shifts(opened.processor, images, 3)[0]
     likely = statement_log_likelihood(*parts, questions, own).mean(0, keepdims=True)
     p = questions.probabilities(questions.scores(likely))[0]
     assert list(row.values()) == pytest.approx(p.tolist(), abs=.001)
@@ -83,17 +83,17 @@ def test_asking_with_views_is_the_mean_of_their_log_likelihoods(opened):
 
 def test_other_questions_and_other_views_are_another_job(opened):
     "A table that was begun with one is not continued with another."
-    def digest(questions, views=1): return ask_job(opened.model, opened.processor, questions, views).options
+    def digest(questions, shifts=1): return ask_job(opened.model, opened.processor, questions, shifts).options
     q = opened.questions
     others = [replace(q, slope=2.), replace(q, bias=q.bias + 1), replace(q, bias=None),
               replace(q, against='denials')]
     assert all(digest(other) != digest(q) for other in others) and digest(q, 5) != digest(q)
 
 
-@pytest.mark.parametrize('first, then', [(dict(views=5), {}), ({}, dict(views=5))])
+@pytest.mark.parametrize('first, then', [(dict(shifts=5), {}), ({}, dict(shifts=5))])
 def test_a_journal_of_other_views_is_refused(first, then, tmp_path):
     open_journal(tmp_path/'journal', STAMP | first)
-    with pytest.raises(UserError, match='begun with views='): open_journal(tmp_path/'journal', STAMP | then)
+    with pytest.raises(UserError, match='begun with shifts='): open_journal(tmp_path/'journal', STAMP | then)
 
 
 # The journal

@@ -15,7 +15,7 @@ RUN = (
     '03_tokenizer', '05_pretrain', '06_classify', '07_inpaint', '08_report', '09_retrieve', '10_baselines',
     '11_results', '13_benchmarks', 'benchmarks_tokens', 'benchmarks_training',
     'ablation', 'masking_study', 'other_models', 'real_radiographs', 'phantom_realism', 'tokenizer_quality',
-    'views', 'first_look')
+    'shifts', 'first_look')
 run_notebooks = [p for p in NOTEBOOKS if p.stem in RUN]
 
 
