@@ -242,7 +242,7 @@ def mean_over_shifts(
 ) -> torch.Tensor:         # (B, K), and the others
     "What several shifts of the same images say together: the geometric mean of their probabilities."
     if shifts == 1: return logits
-    return torch.cat([logits[:shifts * n].shift(shifts, n, -1).mean(0), logits[shifts * n:]])
+    return torch.cat([logits[:shifts * n].view(shifts, n, -1).mean(0), logits[shifts * n:]])
 
 # %% ../nbs/model/generate.ipynb #f9ed16b0
 def greedy_decode(
