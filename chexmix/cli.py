@@ -360,7 +360,7 @@ def classify(args) -> int:
     import pandas as pd
     from chexmix.batch_inference import find_images
     if not args.images: return without_images(args)
-    if args.shifts > 1 and not args.ask: raise UserError('--shifts is for --ask: a probe reads the image as it is')
+    if args.shifts > 1 and not args.ask: raise UserError('--shifts is for --ask, a probe has none')
     check_out(args, False, False)
     job = job_of_findings(args, opened(args))
     if args.out: return serve(args, job, False, None)
