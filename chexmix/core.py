@@ -428,8 +428,8 @@ def only_writer(
 
 # %% ../nbs/00_core.ipynb #8a0046d1
 NO_MEMORY = (  # how Python, torch, oneDNN, C++, CUDA and its libraries say so
-    "can't start new thread", "can't allocate memory", 'cannot allocate memory', 'could not create a primitive',
-    'std::bad_alloc', 'out of memory', 'status_alloc_failed')
+    "can't start new thread", "can't allocate memory", 'cannot allocate memory',
+    'could not create a primitive', 'std::bad_alloc', 'out of memory', 'status_alloc_failed')
 
 # %% ../nbs/00_core.ipynb #cc9da01f
 def is_out_of_memory(error: Exception) -> bool:
