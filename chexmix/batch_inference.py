@@ -406,7 +406,7 @@ def classify_job(
 
 # %% ../nbs/inference/batch_inference.ipynb #ae9e5d79
 def several_shifts(shifts: int) -> dict:
-    "Several shifts of an image as an option of a job; one shift is none, as in tables of earlier versions."
+    "Shifts as an option of a job; images as they are have none, as in tables of earlier versions."
     return dict(shifts=shifts) if shifts > 1 else {}
 
 # %% ../nbs/inference/batch_inference.ipynb #251d6264
@@ -451,7 +451,7 @@ def report_job(
 
     def answer(images, paths):
         codes, reports = encode(images), []
-        for part in codes.split(-(-len(codes) // shifts)):  # as many prompts at once as with one shift
+        for part in codes.split(-(-len(codes) // shifts)):  # as many prompts at once as without shifts
             reports += generate_reports(model, part, max_new_tokens=new, guidance=guidance)
         return [dict(report=decode_report(processor.text_tokenizer, ids), ids=ids) for ids in reports]
     options = dict(new=new, guidance=guidance) | several_shifts(shifts)

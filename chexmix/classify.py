@@ -670,11 +670,12 @@ def new_questions(
 def log_lift(
     self: Questions,
     log_likelihood: np.ndarray,  # (N, M) nats, from `statement_log_likelihood`
-) -> np.ndarray:  # (N, 14) nats
-    "How much likelier than usual the affirming statements are after each image; NaN where there are none."
+    chosen: np.ndarray,          # (14, M) bool, some statements for each finding
+) -> np.ndarray:  # (N, 14) nats, NaN where a finding has none
+    "How much likelier than usual these statements are after each image."
     ratios, lift = log_likelihood - self.log_prior, np.full((len(log_likelihood), len(FINDINGS)), np.nan)
-    for k, affirms in enumerate(statement_roles(self.statements)[0]):
-        if affirms.any(): lift[:, k] = logsumexp(ratios[:, affirms], 1) - math.log(affirms.sum())
+    for k, own in enumerate(chosen):
+        if own.any(): lift[:, k] = logsumexp(ratios[:, own], 1) - math.log(own.sum())
     return lift
 
 # %% ../nbs/06_classify.ipynb #ecb9a645
@@ -684,8 +685,9 @@ def against_all(
     log_likelihood: np.ndarray,  # (N, M) nats, from `statement_log_likelihood`
 ) -> np.ndarray:  # (N, 14), NaN where no statement affirms the finding
     "How much more an image raises the likelihood of the affirming statements than that of all statements."
+    affirms, _ = statement_roles(self.statements)
     of_all = logsumexp(log_likelihood, 1) - logsumexp(self.log_prior)  # (N,)
-    return self.log_lift(log_likelihood) - of_all[:, None]
+    return self.log_lift(log_likelihood, affirms) - of_all[:, None]
 
 # %% ../nbs/06_classify.ipynb #7d15fbb8
 @patch
@@ -694,10 +696,8 @@ def against_denials(
     log_likelihood: np.ndarray,  # (N, M) nats, from `statement_log_likelihood`
 ) -> np.ndarray:  # (N, 14), NaN where no statement affirms the finding
     "How much rather the affirming statements than the denying ones follow from each image."
-    log_odds, ratios = self.log_lift(log_likelihood), log_likelihood - self.log_prior
-    for k, denies in enumerate(statement_roles(self.statements)[1]):
-        if denies.any(): log_odds[:, k] -= logsumexp(ratios[:, denies], 1) - math.log(denies.sum())
-    return log_odds
+    affirmed, denied = (self.log_lift(log_likelihood, role) for role in statement_roles(self.statements))
+    return affirmed - np.nan_to_num(denied)
 
 # %% ../nbs/06_classify.ipynb #c94c6d82
 @patch
@@ -734,10 +734,12 @@ def ask_findings(
     if fingerprint(model) != questions.model:
         raise UserError('these questions were prepared for other weights: name the model they belong to, '
                         'or prepare them again (`chexmix evaluate ask`)')
-    codes = encode_shifts(processor, images, shifts) if images.is_floating_point() else images
+    are_pixels = images.is_floating_point()
+    if shifts > 1 and not are_pixels: raise UserError('codes cannot be shifted: give the images')
+    codes = encode_shifts(processor, images, shifts) if are_pixels else images
     if codes.dim() == 2: codes = codes[:, None]  # (B, shifts, n)
     if codes.shape[1] > 1 and mask is not None:
-        raise UserError('several shifts are of whole images: give one shift, or no mask')
+        raise UserError('several shifts are of whole images: give no mask, or the images as they are')
     likely = partial(statement_log_likelihood, model, processor, questions)
     of_shifts = [likely(shifted, mask) for shifted in codes.unbind(1)]
     log_likelihood = np.mean(of_shifts, 0)

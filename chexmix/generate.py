@@ -253,7 +253,7 @@ def greedy_decode(
     most: int,              # new ids
     least: int = 0,         # new ids before a row can end
     guidance: float = 1.,   # see `apply_guidance`; if not 1, the last B prompts have no image
-    shifts: int = 1,         # of each image; the prompts of one shift stand together
+    shifts: int = 1,        # of each image; the prompts of one shift stand together
 ) -> torch.Tensor:  # (B, new ids); pads after a closing id
     "The likeliest allowed ids, one after the other, until every row has ended."
     state, cache = prompts
@@ -333,7 +333,7 @@ def generate_in_batch(
 ) -> list[list[int]]:
     "Reports of studies whose prompts are equally long, as `generate_reports`."
     shifts = codes.shape[1] if codes.dim() == 3 else 1
-    if shifts > 1: codes = codes.transpose(0, 1).flatten(0, 1)  # (shifts·B, k·n)
+    if codes.dim() == 3: codes = codes.transpose(0, 1).flatten(0, 1)  # (shifts·B, k·n)
     ids = report_prompt(model, codes, mask)
     closing, allowed = report_ids(model.config.layout)
     most = min(most, room_for_text(model, ids.shape[1]))
@@ -380,7 +380,7 @@ def generate_reports(
     if not 0 <= guidance < math.inf:
         raise UserError(f'guidance must be 0 or more and finite, not {guidance}')
     if codes.dim() == 3 and (mask is not None or generate_kwargs):
-        raise UserError('several shifts are of whole images, and read greedily: give one shift, '
+        raise UserError('shifts are of whole images, and read greedily: give codes (B, n), '
                         'or no mask and no options of `generate`')
     copies = generate_kwargs.get('num_return_sequences', 1)
     reports = [None] * (copies * len(codes))

@@ -35,7 +35,7 @@ def asked_scores(
     questions: Questions,  # for this model
     codes: torch.Tensor,   # (N, shifts, n)
 ) -> dict[int, np.ndarray]:  # 1 and the number of shifts → (N, 14)
-    "Scores of asking with the first shift alone, and with all."
+    "Scores of asking about images as they are, and about all shifts."
     of_shifts = [statement_log_likelihood(model, processor, questions, shift) for shift in codes.unbind(1)]
     return {n: questions.scores(np.mean(of_shifts[:n], 0)) for n in (1, len(of_shifts))}
 
@@ -52,7 +52,7 @@ def asked_records(
     test: Cohort,
     seed: int = 0,         # of the bootstrap
 ) -> list[Record]:
-    "AUROC and calibration error with one shift and with several, and the paired difference of the AUROC."
+    "AUROC and calibration error of images as they are and shifted, and the paired difference of the AUROC."
     one, several = scores
     asked = np.isfinite(scores[one]).all(0) & evaluable(test.labels)
     labels, records = test.labels[:, asked], []
@@ -76,7 +76,7 @@ def report_records(
     codes: torch.Tensor,  # (N, shifts, n) of them
     seed: int = 0,  # of the bootstrap
 ) -> list[Record]:
-    "The leading metrics of reports with one shift and with several, and their paired differences."
+    "The leading metrics of reports of images as they are and shifted, and their paired differences."
     shifts, guidance = codes.shape[1], getattr(model.config, 'guidance', 1.)
     kept = []
     for n, own in ((1, codes[:, 0]), (shifts, codes)):
@@ -93,7 +93,7 @@ def shift_scores(
     pool: Pool,
     shifts: int,
 ) -> dict[int, torch.Tensor]:  # 1 and the number of shifts → (pairs, pairs) image × report
-    "Score of the pairs by likelihood, with the first shift alone and with all. Needs validation studies."
+    "Score of the pairs by likelihood, of images as they are and of all shifts. Needs validation studies."
     groups, found = compared_studies(pool), []
     if not len(groups[1]): raise UserError('no study is in the split valid: give more studies')
     for rows in groups:
@@ -110,7 +110,7 @@ def recall_records(
     pool: Pool,
     seed: int = 0,   # of the bootstrap
 ) -> list[Record]:
-    "Recall at ten of both directions with one shift and with several, and the paired differences."
+    "Recall at ten in both directions, of images as they are and shifted, and the paired differences."
     kept = [keep_recall(title_of(name, shifts), own, pool) for shifts, own in scores.items()]
     patients, detail, records = kept[0].patients, dict(by='likelihood', pool=pool.pairs), []
     for own in kept:
@@ -125,11 +125,11 @@ def evaluate_shifts(
     data: str = '',     # a manifest or a table; '' = the run's own studies
     most: int = 200,    # test studies that are asked about and reported on; 0 = all
     pairs: int = 100,   # test studies whose images and reports are compared; 0 = all
-    shifts: int = 5,     # of each image, see `encode_shifts`
+    shifts: int = 5,    # of each image, see `encode_shifts`
     seed: int = 0,      # of the bootstrap
     **loading,          # of `load_model`: dtype='bfloat16'
 ) -> list[Record]:
-    """Every answer with one shift and with several, saved as `results/shifts.json`.
+    """Every answer about images as they are and shifted, saved as `results/shifts.json`.
 
     Raises `UserError` where a model, its questions or a split is missing.
     """

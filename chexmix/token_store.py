@@ -134,7 +134,7 @@ SHIFTS = (0, 0), (1, 1), (-1, -1), (1, -1), (-1, 1)  # right and down, in eighth
 def encode_shifts(
     processor: Processor,
     images: torch.Tensor,  # (B, H, W) in [0, 1]
-    shifts: int,            # of each image, the first of them as it is
+    shifts: int,           # of each image; the first leaves it where it is
 ) -> torch.Tensor:         # (B, shifts, n)
     "Codes of each image, moved a little for each further shift. Raises `UserError` for too many shifts."
     if not 1 <= shifts <= len(SHIFTS):
@@ -213,7 +213,7 @@ def study_codes(
 def study_shifts(
     processor: Processor,
     studies: Dataset,  # of a token store
-    shifts: int,        # of each image, see `encode_shifts`
+    shifts: int,       # of each image, see `encode_shifts`
 ) -> torch.Tensor:     # (N, shifts, n), of two images (N, shifts, 2n); -1 where a study has one
     "Codes of all shifts of studies, whose images are read again."
     codes, n = study_codes(studies)[:, None].repeat(1, shifts, 1), processor.layout.n_image

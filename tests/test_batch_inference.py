@@ -61,7 +61,7 @@ def opened(): return open_model('packed')
 
 
 @pytest.mark.parametrize('guidance', [1, 2])
-def test_a_job_with_views_writes_what_the_views_say_together(opened, guidance):
+def test_a_job_with_shifts_writes_what_they_say_together(opened, guidance):
     "In pieces, and of a number of images that the shifts do not divide."
     images = opened.processor.read([sample('png')] * 4).clone()
     images[1], images[3] = images[1].flip(1), images[3] / 2
@@ -71,7 +71,7 @@ def test_a_job_with_views_writes_what_the_views_say_together(opened, guidance):
     assert [row['ids'] for row in job.answer(images, list('abcd'))] == expected
 
 
-def test_asking_with_views_is_the_mean_of_their_log_likelihoods(opened):
+def test_asking_with_shifts_is_the_mean_of_their_log_likelihoods(opened):
     parts, questions = (opened.model, opened.processor), opened.questions
     images = opened.processor.read([sample('png')])
     row, = ask_job(*parts, questions, 3).answer(images, ['a'])
@@ -81,7 +81,7 @@ def test_asking_with_views_is_the_mean_of_their_log_likelihoods(opened):
     assert list(row.values()) == pytest.approx(p.tolist(), abs=.001)
 
 
-def test_other_questions_and_other_views_are_another_job(opened):
+def test_other_questions_and_other_shifts_are_another_job(opened):
     "A table that was begun with one is not continued with another."
     def digest(questions, shifts=1): return ask_job(opened.model, opened.processor, questions, shifts).options
     q = opened.questions
@@ -91,7 +91,7 @@ def test_other_questions_and_other_views_are_another_job(opened):
 
 
 @pytest.mark.parametrize('first, then', [(dict(shifts=5), {}), ({}, dict(shifts=5))])
-def test_a_journal_of_other_views_is_refused(first, then, tmp_path):
+def test_a_journal_of_other_shifts_is_refused(first, then, tmp_path):
     open_journal(tmp_path/'journal', STAMP | first)
     with pytest.raises(UserError, match='begun with shifts='): open_journal(tmp_path/'journal', STAMP | then)
 

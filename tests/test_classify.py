@@ -92,10 +92,11 @@ def test_a_common_wording_is_no_evidence(parts):
     questions = new_questions(model, processor, STATEMENTS)
     log_likelihood = np.random.default_rng(0).normal(size=(5, 4))
     shift = np.array([3., 0, -2, 1])
-    shifted = replace(questions, log_prior=questions.log_prior + shift)
-    for score in (Questions.log_lift, Questions.against_denials):
-        same = score(shifted, log_likelihood + shift), score(questions, log_likelihood)
-        assert np.allclose(*same, equal_nan=True)
+    shifted, roles = replace(questions, log_prior=questions.log_prior + shift), statement_roles(STATEMENTS)[0]
+    same = shifted.log_lift(log_likelihood + shift, roles), questions.log_lift(log_likelihood, roles)
+    assert np.allclose(*same, equal_nan=True)
+    same = shifted.against_denials(log_likelihood + shift), questions.against_denials(log_likelihood)
+    assert np.allclose(*same, equal_nan=True)
 
 
 def test_what_an_image_says_of_another_finding_is_no_evidence():
